@@ -1,0 +1,383 @@
+"""A thin `Graph` over onnx-graphsurgeon's tensors and nodes, edited only through the methods below.
+
+It keeps four invariants that raw graphsurgeon does not: tensor names are unique over all scopes, nodes are
+compared by identity, the model's interface (`Header`) is kept as the protobufs it came with, and a subgraph
+(the body of If, Loop or Scan) is a `Graph` of its own, held in its node's `attrs`, whose captures of outer
+tensors appear among those tensors' readers.
+
+`graphsurgeon.fold_constants`, `.toposort` and `.layer` are never called: they miscompile, recurse or crawl.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from optimizer.errors import ModelError
+from optimizer.ir import Array, Constant, Dim, PlainGraph, PlainNode, Tensor, Variable, peek
+
+__all__ = ["Array", "Constant", "Dim", "Graph", "Header", "Names", "Node", "Tensor", "Variable", "peek"]
+
+
+class Node(PlainNode):
+    """A node that equals only itself and knows its scope, its place there, and what the file says of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.order = 0.0  # place in its scope; negative once removed
+        self.scope: Graph | None = None
+        self.overload = ""
+        self.doc = ""
+        self.metadata: dict[str, str] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def bodies(self) -> Iterator[Graph]:
+        """The subgraphs held by this node, in attribute order."""
+        return (value for value in self.attrs.values() if isinstance(value, Graph))
+
+
+@dataclass
+class Header:
+    """What a model says of itself besides its nodes; written back exactly as it was read."""
+
+    ir_version: int
+    imports: dict[str, int]
+    inputs: list[onnx.ValueInfoProto]
+    outputs: list[onnx.ValueInfoProto]
+    model: onnx.ModelProto  # everything else: producer, domain, version, doc, metadata (no graph inside)
+    name: str = ""
+    doc: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    annotations: list[onnx.TensorAnnotation] = field(default_factory=list)
+
+
+class Names:
+    """The tensor and node names in use, shared by a graph and all its subgraphs. A name is never used twice.
+
+    `outputs` holds the names of all scopes' outputs.
+    """
+
+    def __init__(self) -> None:
+        self.used: set[str] = set()
+        self.outputs: set[str] = set()
+        self._next: dict[str, int] = {}
+
+    def fresh(self, hint: str) -> str:
+        """An unused name starting with `hint`; constant time, whatever the number of names."""
+        name, n = hint, self._next.get(hint, 0)
+        while not name or name in self.used:
+            n += 1
+            name = f"{hint or 'tensor'}_{n}"
+        self._next[hint] = n
+        self.used.add(name)
+        return name
+
+
+class Graph:
+    """One scope of a model: its nodes, inputs and outputs, and the names shared with its subgraphs.
+
+    `header` is None for a subgraph. `overridable` holds the initializers that are graph inputs too: their
+    values are defaults, not constants. `touched`, while it is a list, collects nodes whose inputs changed.
+    """
+
+    def __init__(self, ir: PlainGraph, names: Names, header: Header | None = None, parent: Graph | None = None):
+        self.ir = ir
+        self.names = names
+        self.header = header
+        self.parent = parent
+        self.overridable: dict[str, Constant] = {}
+        self.touched: list[Node] | None = None
+        self._dead = 0
+        names.outputs.update(t.name for t in ir.outputs)
+        for place, node in enumerate(ir.nodes, 1):
+            node.order, node.scope = float(place), self
+
+    # ---------------------------------------------------------------- reading
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The live nodes of this scope, in execution order after `tidy()`."""
+        if self._dead:
+            self.ir.nodes = [n for n in self.ir.nodes if n.order >= 0]
+            self._dead = 0
+        return self.ir.nodes
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return self.ir.inputs
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return self.ir.outputs
+
+    @property
+    def root(self) -> Graph:
+        return self if self.parent is None else self.parent.root
+
+    @property
+    def imports(self) -> dict[str, int]:
+        """Operator set versions by domain ('' is the standard one)."""
+        header = self.root.header
+        assert header is not None
+        return header.imports
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set."""
+        return self.imports.get("", 1)
+
+    def scopes(self) -> Iterator[Graph]:
+        """This graph and every subgraph in it, outermost first."""
+        pending = [self]
+        while pending:
+            scope = pending.pop()
+            yield scope
+            pending.extend(reversed([body for node in scope.nodes for body in node.bodies()]))
+
+    def walk(self) -> Iterator[Node]:
+        """Every node, those of subgraphs included."""
+        for scope in self.scopes():
+            yield from list(scope.nodes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every named tensor reachable in this graph and its subgraphs, by name."""
+        found: dict[str, Tensor] = {}
+        for scope in self.scopes():
+            lists: Iterable[Sequence[Tensor]] = itertools.chain(
+                [scope.inputs, scope.outputs], *([n.inputs, n.outputs] for n in scope.nodes)
+            )
+            for tensor in itertools.chain.from_iterable(lists):
+                if tensor.name:
+                    found.setdefault(tensor.name, tensor)
+        return found
+
+    def constants(self) -> dict[str, Constant]:
+        """Initializers in use by name, those of subgraphs and the overridable ones included."""
+        return {name: t for name, t in self.tensors().items() if isinstance(t, Constant)}
+
+    def is_output(self, tensor: Tensor) -> bool:
+        """True where the tensor is an output of this graph or of any scope of the same model."""
+        return tensor.name in self.names.outputs
+
+    def is_input(self, tensor: Tensor) -> bool:
+        """True for an input of this scope, and for an initializer that callers may override."""
+        return any(t is tensor for t in self.inputs) or tensor.name in self.root.overridable
+
+    def only_feeds(self, tensor: Tensor, node: Node) -> bool:
+        """True where nothing but `node` reads the tensor: no other node, no capture, no graph output (G1)."""
+        return all(reader is node for reader in tensor.outputs) and not self.is_output(tensor)
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """True for an initializer that no caller can override (G2)."""
+        return isinstance(tensor, Constant) and tensor.name not in self.root.overridable
+
+    def array(self, tensor: Tensor) -> Array | None:
+        """The value of a true constant, read-only, or None. Stored weights are read anew, never cached."""
+        return peek(tensor) if isinstance(tensor, Constant) and self.is_constant(tensor) else None
+
+    # ---------------------------------------------------------------- editing
+
+    def fresh(self, hint: str) -> str:
+        return self.names.fresh(hint)
+
+    def constant(self, values: Array, hint: str = "const") -> Constant:
+        """A new initializer; `values` must not be written to afterwards."""
+        return Constant(self.fresh(hint), np.asarray(values))
+
+    def variable(self, hint: str, dtype: Any = None, shape: Sequence[Dim] | None = None) -> Variable:
+        return Variable(self.fresh(hint), dtype, None if shape is None else list(shape))
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor],
+        attrs: dict[str, Any] | None = None,
+        domain: str = "",
+        name: str = "",
+        before: Node | None = None,
+    ) -> Node:
+        """Appends a node; None stands for an omitted optional input. `before` keeps the printed order close."""
+        node = Node(
+            op,
+            self.fresh(name or op),
+            dict(attrs or {}),
+            [Variable.empty() if t is None else t for t in inputs],
+            list(outputs),
+            domain or None,
+        )
+        node.scope = self
+        node.order = len(self.ir.nodes) + 1.0 if before is None else before.order - 0.5
+        self.ir.nodes.append(node)
+        if domain and domain not in self.imports:
+            self.imports[domain] = 1
+        self._touch([node])
+        return node
+
+    def set_input(self, node: Node, index: int, tensor: Tensor | None) -> None:
+        """Points one input of a node at another tensor (None: omitted)."""
+        while len(node.inputs) <= index:
+            node.inputs.append(Variable.empty())
+        node.inputs[index] = Variable.empty() if tensor is None else tensor
+        while node.inputs and not node.inputs[-1].name:
+            node.inputs.pop()
+        self._touch([node])
+
+    def remove(self, node: Node) -> None:
+        """Detaches a node and its subgraphs; its output tensors lose their producer."""
+        for inner in [n for body in node.bodies() for n in body.walk()]:
+            inner.inputs.clear()
+        node.inputs.clear()
+        node.outputs.clear()
+        node.attrs.clear()
+        node.order = -1.0
+        self._dead += 1
+
+    def replace(self, old: Tensor, new: Tensor) -> None:
+        """Every reader of `old`, graph outputs included, reads `new` instead; names of outputs survive (G4).
+
+        Where `old` is a graph output, `new` takes its name if it is free to (made by a node of this scope and
+        no output itself); otherwise an Identity bridges the two, so the interface never changes.
+        """
+        readers = list(dict.fromkeys(old.outputs))
+        for reader in readers:
+            for index, tensor in enumerate(reader.inputs):
+                if tensor is old:
+                    reader.inputs[index] = new
+        self._touch(readers)
+        if not self.is_output(old):
+            return
+        for scope in list(self.root.scopes()):
+            for index, out in enumerate(scope.outputs):
+                if out is old:
+                    self._replace_output(scope, index, old, new)
+
+    def _replace_output(self, scope: Graph, index: int, old: Tensor, new: Tensor) -> None:
+        free = bool(new.inputs) and new.inputs[0].scope is scope and not scope.is_output(new)
+        producer = old.inputs[0] if old.inputs else None
+        if producer is not None:  # it keeps its place, but gives up the output's name
+            at = [t is old for t in producer.outputs].index(True)
+            producer.outputs[at] = scope.variable(old.name + "_old", old.dtype, old.shape)
+        if not free:
+            scope.add("Identity", [new], [old])
+            return
+        old.name, new.name = new.name, old.name
+        scope.outputs[index] = new
+
+    def bypass(self, node: Node, tensor: Tensor) -> None:
+        """Replaces a single-output node by an existing tensor and removes it."""
+        out = node.outputs[0]
+        self.remove(node)
+        self.replace(out, tensor)
+
+    def _touch(self, nodes: Iterable[Node]) -> None:
+        listener = self.root.touched
+        if listener is not None:
+            listener.extend(nodes)
+
+    # ---------------------------------------------------------------- order
+
+    def tidy(self) -> None:
+        """Sorts every scope stably (Kahn, no recursion); captures of a subgraph count as inputs of its node."""
+        for scope in self.scopes():
+            scope.ir.nodes = _sorted(scope.nodes)
+
+    def sweep(self) -> int:
+        """Removes nodes whose results nobody reads, in every scope; graph inputs stay. Returns how many."""
+        removed = 0
+        for scope in reversed(list(self.scopes())):
+            pending = list(scope.nodes)
+            own = {id(node) for node in pending}
+            while pending:
+                node = pending.pop()
+                if node.order < 0 or any(t.name and (t.outputs or self.is_output(t)) for t in node.outputs):
+                    continue
+                makers = [m for t in _reads(node) for m in t.inputs if id(m) in own]
+                scope.remove(node)
+                removed += 1
+                pending.extend(makers)
+        return removed
+
+    def copy(self) -> Graph:
+        """An independent graph with the same names; arrays and stored weights are shared, never copied."""
+        assert self.parent is None and self.header is not None
+        twin = _copy(self, copy.deepcopy(self.names), {}, None)
+        twin.header = copy.deepcopy(self.header)
+        used = twin.constants()
+        twin.overridable = {name: used.get(name) or c.copy() for name, c in self.overridable.items()}
+        return twin
+
+
+def _copy(scope: Graph, names: Names, known: dict[int, Tensor], parent: Graph | None) -> Graph:
+    def twin(tensor: Tensor) -> Tensor:
+        if not tensor.name:
+            return Variable.empty()
+        if id(tensor) not in known:
+            new = tensor.copy()
+            new.type = getattr(tensor, "type", "tensor_type")
+            known[id(tensor)] = new
+        return known[id(tensor)]
+
+    graph = Graph(PlainGraph(inputs=[twin(t) for t in scope.inputs], name=scope.ir.name), names, parent=parent)
+    for node in scope.nodes:
+        attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, Graph)}
+        inputs, outputs = [twin(t) for t in node.inputs], [twin(t) for t in node.outputs]
+        new = Node(node.op, node.name, {}, inputs, outputs, node.domain)
+        new.attrs.update({k: attrs.get(k) for k in node.attrs})
+        new.order, new.scope = node.order, graph
+        new.overload, new.doc, new.metadata = node.overload, node.doc, dict(node.metadata)
+        graph.ir.nodes.append(new)
+    for node, new in zip(scope.nodes, graph.ir.nodes, strict=True):  # bodies last: they capture any tensor here
+        new.attrs.update({k: _copy(v, names, known, graph) for k, v in node.attrs.items() if isinstance(v, Graph)})
+    graph.ir.outputs = [twin(t) for t in scope.outputs]
+    return graph
+
+
+def _reads(node: Node) -> Iterator[Tensor]:
+    """The tensors a node needs: its inputs and, for a node with subgraphs, what they read."""
+    yield from node.inputs
+    for body in node.bodies():
+        for inner in body.walk():
+            yield from inner.inputs
+        for scope in body.scopes():
+            yield from scope.outputs
+
+
+def _sorted(nodes: list[Node]) -> list[Node]:
+    index = {id(node): node for node in nodes}
+    needs: dict[int, int] = {}
+    feeds: dict[int, list[Node]] = {}
+    for node in nodes:
+        makers = {id(m): m for t in _reads(node) for m in t.inputs if id(m) in index and m is not node}
+        needs[id(node)] = len(makers)
+        for key in makers:
+            feeds.setdefault(key, []).append(node)
+    ready = [(n.order, i, n) for i, n in enumerate(nodes) if not needs[id(n)]]
+    heapq.heapify(ready)
+    out: list[Node] = []
+    position = {id(n): i for i, n in enumerate(nodes)}
+    while ready:
+        _, _, node = heapq.heappop(ready)
+        out.append(node)
+        for reader in feeds.get(id(node), ()):
+            needs[id(reader)] -= 1
+            if not needs[id(reader)]:
+                heapq.heappush(ready, (reader.order, position[id(reader)], reader))
+    if len(out) != len(nodes):
+        stuck = next(n for n in nodes if needs[id(n)])
+        raise ModelError(f"the graph has a cycle through node '{stuck.name}' ({stuck.op}); it cannot be executed")
+    for place, node in enumerate(out, 1):
+        node.order = float(place)
+    return out

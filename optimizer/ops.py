@@ -1,0 +1,95 @@
+"""Facts about operators in one place: which are pure, what their attributes default to, where their axes are.
+
+Defaults and operator versions come from the onnx package's schemas, so that a rule reads the semantics of the
+model's own operator set (G7) and never a remembered one.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+
+from optimizer.graph import Graph, Node, Tensor
+
+RANDOM = frozenset(
+    ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"]
+)
+TRAINING = {"Dropout", "BatchNormalization"}
+STATEFUL_DOMAINS_ALLOWED = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+COMMUTATIVE = frozenset(
+    ["Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "Mean", "BitwiseAnd", "BitwiseOr", "BitwiseXor"]
+)
+
+
+def is_pure(node: Node) -> bool:
+    """True where the same inputs always give the same outputs and nothing else happens (G5).
+
+    Random operators, Dropout and BatchNormalization in training mode, operators of unknown domains, and
+    control flow around any of them are not pure.
+    """
+    if node.op in RANDOM or (node.domain or "") not in STATEFUL_DOMAINS_ALLOWED:
+        return False
+    if node.op == "BatchNormalization" and (node.attrs.get("training_mode", 0) or len(node.outputs) > 1):
+        return False
+    if node.op == "Dropout" and len(node.inputs) > 2 and node.inputs[2].name:
+        return False
+    return all(is_pure(inner) for body in node.bodies() for inner in body.walk())
+
+
+@cache
+def defaults(op: str, version: int, domain: str = "") -> dict[str, Any]:
+    """Attribute defaults of an operator in one version of its operator set; empty where it is unknown."""
+    try:
+        schema = onnx.defs.get_schema(op, version, domain)
+    except onnx.defs.SchemaError:
+        return {}
+    values = {name: a.default_value for name, a in schema.attributes.items() if a.default_value.type}
+    return {name: onnx.helper.get_attribute_value(v) for name, v in values.items()}
+
+
+def attribute(graph: Graph, node: Node, name: str) -> Any:
+    """An attribute's value as the model's operator set defines it: written, else the default, else None.
+
+    Strings come as str, tensors as arrays.
+    """
+    value = node.attrs.get(name)
+    if value is None:
+        domain = node.domain or ""
+        value = defaults(node.op, graph.imports.get(domain, 1), domain).get(name)
+    if isinstance(value, bytes):
+        return value.decode()
+    return value
+
+
+def axes(graph: Graph, node: Node, rank: int | None, position: int = 1) -> tuple[int, ...] | None:
+    """The `axes` of Squeeze, Unsqueeze, Reduce*, ... from attribute or input, made non-negative and sorted.
+
+    None where they are not constant or the rank needed to normalise them is unknown. Absent axes give ().
+    """
+    value = node.attrs.get("axes")
+    if value is None and len(node.inputs) > position and node.inputs[position].name:
+        array = graph.array(node.inputs[position])
+        if array is None:
+            return None
+        value = array.reshape(-1).tolist()
+    if value is None:
+        return ()
+    if any(a < 0 for a in value) and rank is None:
+        return None
+    return tuple(sorted(int(a) % rank if a < 0 and rank else int(a) for a in value))
+
+
+def scalar(graph: Graph, tensor: Tensor) -> float | int | bool | None:
+    """The value of a true constant with one element, else None."""
+    if not graph.is_constant(tensor) or int(np.prod(tensor.shape)) != 1:
+        return None
+    array = graph.array(tensor)
+    return None if array is None or array.dtype == object else array.reshape(-1)[0].item()
+
+
+def parameters(graph: Graph) -> int:
+    """Number of weights: the elements of all floating-point and quantised initializers."""
+    return sum(int(np.prod(c.shape)) for c in graph.constants().values() if np.dtype(c.dtype).kind != "O")

@@ -1,0 +1,52 @@
+"""The only place where names meet code: "module:Class" strings, looked up when asked for, and entry points.
+
+Other packages add passes and backends through the entry point groups `onnx_optimize.passes` and
+`onnx_optimize.backends`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optimizer.backend import Backend
+    from optimizer.pipeline import Pass
+
+PASSES = {
+    "calibrate": "passes.calibrate:Calibrate",
+    "cleanup": "passes.cleanup:Cleanup",
+    "cse": "passes.cse:Cse",
+    "fixpoint": "passes.fixpoint:Fixpoint",
+    "fold": "passes.fold:Fold",
+    "fuse": "passes.fuse:Fuse",
+    "opset": "passes.opset:Opset",
+    "quantize": "passes.quantize:Quantize",
+    "shapes": "passes.shapes:Shapes",
+}
+BACKENDS = {"onnx": "backends.onnx:OnnxBackend", "ort": "backends.ort:OrtBackend"}
+
+
+@cache
+def _table(kind: str) -> dict[str, str]:
+    own = PASSES if kind == "passes" else BACKENDS
+    return own | {entry.name: entry.value for entry in entry_points(group=f"onnx_optimize.{kind}")}
+
+
+def pass_names() -> list[str]:
+    return sorted(_table("passes"))
+
+
+def load_pass(name: str) -> type[Pass]:
+    return _load(_table("passes")[name])  # type: ignore[no-any-return]
+
+
+def load_backend(name: str) -> Backend:
+    return _load(_table("backends")[name])()  # type: ignore[no-any-return]
+
+
+def _load(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,288 @@
+"""The rule engine: rules propose, the engine checks the global preconditions and only then edits the graph.
+
+A rule is a function `(Match, Draft) -> Tensor | None`. It drafts new nodes and returns the tensor that shall stand for
+the root's output; nothing is edited while it thinks. The engine refuses a proposal that
+
+    G2  reads a constant that callers may override   (`Draft.array` gives no value for it)
+    G3  changes dtype or rank, contradicts a known dim, or puts an existing tensor in the place of one whose
+        shape is not provably the same
+    G4  would rename an output or tie it to an input (the old output tensor is kept; Identity bridges the rest)
+    G8  may change NaN or -0, unless fast-math is asked for
+    G9  makes the file larger by more than 1 KiB or 1 % (new constants against those that die)
+
+and the matcher has already refused violations of G1, G5 and G6; attribute defaults come from the schemas (G7).
+Dispatch is by the root's operator over a worklist of touched nodes, so the cost is linear in the graph.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, shape_inference
+
+from optimizer import shapes
+from optimizer.errors import BugError
+from optimizer.graph import Array, Constant, Dim, Graph, Node, Tensor, Variable, peek
+from optimizer.io import nbytes, to_node
+from optimizer.match import Match, Op, match, parse
+from optimizer.ops import attribute
+
+SLACK = 1024  # bytes that a rewrite may add without asking
+
+
+@dataclass(frozen=True)
+class Drafted:
+    op: str
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Variable, ...]
+    attrs: Mapping[str, Any]
+    domain: str
+
+
+@dataclass
+class Draft:
+    """Nodes that a rule would like to have; they join the graph only if the proposal passes."""
+
+    graph: Graph
+    nodes: list[Drafted] = field(default_factory=list)
+    constants: list[Constant] = field(default_factory=list)
+
+    def array(self, tensor: Tensor | None) -> Array | None:
+        """The value of a true constant, read-only; None for anything else."""
+        return None if tensor is None else self.graph.array(tensor)
+
+    def attr(self, node: Node, name: str) -> Any:
+        """An attribute with the default of the model's own operator set."""
+        return attribute(self.graph, node, name)
+
+    def constant(self, values: Array, hint: str = "const") -> Constant:
+        made = Constant(hint, np.ascontiguousarray(values).reshape(np.shape(values)))
+        self.constants.append(made)
+        return made
+
+    def node(
+        self, op: str, *inputs: Tensor | None, attrs: Mapping[str, Any] | None = None, domain: str = ""
+    ) -> Variable:
+        """Drafts a node with one output and returns that output."""
+        out = Variable(op.lower())
+        self.nodes.append(Drafted(op, inputs, (out,), dict(attrs or {}), domain))
+        return out
+
+    def split(
+        self, op: str, *inputs: Tensor | None, count: int, attrs: Mapping[str, Any] | None = None
+    ) -> list[Variable]:
+        """Drafts a node with `count` outputs."""
+        outs = tuple(Variable(op.lower()) for _ in range(count))
+        self.nodes.append(Drafted(op, inputs, outs, dict(attrs or {}), ""))
+        return list(outs)
+
+
+Proposal = Callable[[Match, Draft], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rewrite. `shape_safe`: the operator's own definition says that the returned tensor has the root's shape.
+
+    `may_grow`: bytes may grow because the rule was chosen by measurement. `fast_math`: NaN or -0 may change.
+    `bridge`: inner nodes with other readers are fine (the rule leaves them in place and only reads past them).
+    """
+
+    name: str
+    patterns: tuple[Op, ...]
+    propose: Proposal
+    shape_safe: bool = False
+    may_grow: bool = False
+    fast_math: bool = False
+
+
+def rule(
+    *patterns: str, shape_safe: bool = False, may_grow: bool = False, fast_math: bool = False
+) -> Callable[[Proposal], Rule]:
+    """Makes a rule of a function `(m, make) -> Tensor | None`; its name is the function's, dashes for underscores."""
+
+    def decorate(propose: Proposal) -> Rule:
+        name = propose.__name__.strip("_").replace("_", "-")
+        return Rule(name, tuple(map(parse, patterns)), propose, shape_safe, may_grow, fast_math)
+
+    return decorate
+
+
+def apply_rules(graph: Graph, rules: Sequence[Rule], *, fast_math: bool = False, infer: bool = True) -> dict[str, int]:
+    """Rewrites every scope until no rule fires; returns how often each one did (only those that did)."""
+    if infer:
+        shapes.infer(graph)
+    table: dict[str, list[tuple[Rule, Op]]] = {}
+    for one in rules:
+        for pattern in one.patterns if fast_math or not one.fast_math else ():
+            for op in pattern.ops:
+                table.setdefault(op, []).append((one, pattern))
+    fired: dict[str, int] = {}
+    for scope in list(graph.scopes()):
+        _drain(scope, table, fired)
+    return fired
+
+
+def _drain(scope: Graph, table: Mapping[str, list[tuple[Rule, Op]]], fired: dict[str, int]) -> None:
+    pending = deque(scope.nodes)
+    queued = {id(node) for node in pending}
+    limit = 1000 + 50 * len(pending)
+    while pending:
+        node = pending.popleft()
+        queued.discard(id(node))
+        if node.order < 0 or node.domain:
+            continue
+        for one, pattern in table.get(node.op, ()):
+            touched = _try(one, pattern, node, scope)
+            if touched is None:
+                continue
+            fired[one.name] = fired.get(one.name, 0) + 1
+            limit -= 1
+            if limit < 0:
+                raise BugError(f"rules undo each other without end around node '{node.name}' (last: {one.name})")
+            fresh = [n for n in touched if n.order >= 0 and id(n) not in queued]
+            queued.update(map(id, fresh))
+            pending.extend(fresh)
+            break
+
+
+def _try(one: Rule, pattern: Op, root: Node, scope: Graph) -> list[Node] | None:
+    """Applies a rule at a node; returns the nodes worth looking at again, or None where it does not apply."""
+    found = match(pattern, root, scope)
+    if found is None or any(t.name and (t.outputs or scope.is_output(t)) for t in root.outputs[1:]):
+        return None
+    draft = Draft(scope)
+    new = one.propose(found, draft)
+    if new is None or not _allowed(one, found, draft, new):
+        return None
+    return _commit(found, draft, new)
+
+
+def _allowed(one: Rule, found: Match, draft: Draft, new: Tensor) -> bool:
+    old = found.root.outputs[0]
+    if new is old:
+        return False
+    if not _describe(draft):
+        return False
+    if not one.may_grow and _growth(found, draft) > SLACK:
+        return False
+    drafted = any(new is out for d in draft.nodes for out in d.outputs)
+    if drafted or isinstance(new, Constant):
+        return _agree(old, new)
+    if one.shape_safe:
+        return _agree(old, new)
+    return shapes.same_shape(old, new)
+
+
+def _agree(old: Tensor, new: Tensor) -> bool:
+    """No contradiction in dtype, rank or any dim that is known on both sides."""
+    if old.dtype is not None and new.dtype is not None and np.dtype(old.dtype) != np.dtype(new.dtype):
+        return False
+    if old.shape is None or new.shape is None:
+        return True
+    if len(old.shape) != len(new.shape):
+        return False
+    pairs = zip(old.shape, new.shape, strict=True)
+    return all(m == n for m, n in pairs if isinstance(m, int) and isinstance(n, int))
+
+
+def _growth(found: Match, draft: Draft) -> float:
+    """Bytes that the file would grow by, less 1 % of what dies."""
+    inside = {id(n) for n in found.nodes}
+    read = {id(t) for d in draft.nodes for t in d.inputs if t is not None}
+    dying = {
+        id(t): nbytes(t)
+        for node in found.nodes
+        for t in node.inputs
+        if isinstance(t, Constant) and id(t) not in read and all(id(r) in inside for r in t.outputs)
+    }
+    return sum(map(nbytes, draft.constants)) - 1.01 * sum(dying.values())
+
+
+def _describe(draft: Draft) -> bool:
+    """Gives drafted tensors their dtype and shape by the operators' own inference; False where it objects."""
+    for drafted in draft.nodes:
+        inputs = [t for t in drafted.inputs if t is not None]
+        if drafted.domain or any(t.dtype is None for t in inputs):
+            continue
+        names = {id(t): f"t{i}" for i, t in enumerate(inputs)}
+        proto = to_node(drafted.op, [names[id(t)] if t is not None else "" for t in drafted.inputs],
+                        [f"out{i}" for i in range(len(drafted.outputs))], drafted.attrs)  # fmt: skip
+        types = {names[id(t)]: _type(t) for t in inputs}
+        data = {names[id(t)]: _small(t) for t in inputs if isinstance(t, Constant) and nbytes(t) <= SLACK}
+        try:
+            schema = onnx.defs.get_schema(drafted.op, draft.graph.opset, "")
+            imports = [helper.make_opsetid("", draft.graph.opset)]
+            made = shape_inference.infer_node_outputs(schema, proto, types, data, None, imports, 10)
+        except (onnx.defs.SchemaError, shape_inference.InferenceError):
+            return False
+        for out, name in zip(drafted.outputs, proto.output, strict=True):
+            if name in made:
+                _take(out, made[name])
+    return True
+
+
+def _type(tensor: Tensor) -> onnx.TypeProto:
+    dims = None if tensor.shape is None else list(tensor.shape)
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), dims)
+
+
+def _small(tensor: Constant) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(np.ascontiguousarray(peek(tensor)).reshape(tensor.shape))
+
+
+def _take(out: Variable, kind: onnx.TypeProto) -> None:
+    tensor = kind.tensor_type
+    if tensor.elem_type:
+        out.dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    if tensor.HasField("shape"):
+        out.shape = [_dim(d) for d in tensor.shape.dim]
+
+
+def _dim(d: Any) -> Dim:
+    return int(d.dim_value) if d.HasField("dim_value") else d.dim_param or None
+
+
+def _commit(found: Match, draft: Draft, new: Tensor) -> list[Node]:
+    """Joins the drafted nodes; where one of them makes the result, it takes over the old output tensor itself."""
+    graph, root = draft.graph, found.root
+    old = root.outputs[0]
+    readers = list(old.outputs)
+    for made in draft.constants:
+        made.name = graph.fresh(made.name)
+    nodes = []
+    before = root
+    adopted = False
+    root_order = root.order
+    root.outputs[0] = Variable.empty()
+    for drafted in draft.nodes:
+        outputs = []
+        for out in drafted.outputs:
+            if out is new:
+                outputs.append(old)
+                adopted = True
+            else:
+                out.name = graph.fresh(f"{old.name}_{out.name}")
+                outputs.append(out)
+        inputs = [old if t is new else t for t in drafted.inputs]
+        nodes.append(graph.add(drafted.op, inputs, outputs, dict(drafted.attrs), drafted.domain, root.name, before))
+    sources = [t.inputs[0] for n in [root, *nodes] for t in n.inputs if t.inputs]
+    graph.remove(root)
+    if not adopted:
+        graph.replace(old, new)
+    for node in nodes:
+        node.order = root_order - 0.5
+    _prune(graph, found.nodes[1:])
+    return [*nodes, *readers, *sources]
+
+
+def _prune(graph: Graph, nodes: Iterable[Node]) -> None:
+    """Removes the matched inner nodes, root side first, that nothing reads any more."""
+    for node in nodes:
+        if node.order >= 0 and not any(t.name and (t.outputs or graph.is_output(t)) for t in node.outputs):
+            graph.remove(node)

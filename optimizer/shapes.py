@@ -1,0 +1,104 @@
+"""Shape and type inference on a weightless copy of the graph, so that it costs no memory and trusts no stale note.
+
+Exporters write wrong shapes for outputs and intermediate values (one zoo model declares rank 2 for a rank-3 output),
+so only graph inputs, constants and the operators' own rules are believed. Nodes of unknown domains keep the
+declared shapes: nothing better is known about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import helper, shape_inference
+
+from optimizer.graph import Constant, Dim, Graph, Tensor, Variable
+from optimizer.io import SMALL, nbytes, to_model
+
+
+def infer(graph: Graph) -> None:
+    """Sets `dtype` and `shape` of every tensor of the graph, in place; unknown dims are None.
+
+    Symbols invented by the inference are dropped: two of them may look equal without being so.
+    """
+    model = to_model(graph, keep_weights=False)
+    known = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim}
+    custom = {name for n in graph.walk() if n.domain for name in (t.name for t in n.outputs)}
+    _forget(model.graph, custom)
+    present = {t.name for t in model.graph.initializer} | {v.name for v in model.graph.input}
+    for name, constant in graph.constants().items():
+        if name not in present and nbytes(constant) > SMALL:
+            model.graph.input.append(_info(constant))
+    inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
+    found: dict[str, onnx.TypeProto] = {}
+    _collect(inferred.graph, found)
+    for name, tensor in graph.tensors().items():
+        if isinstance(tensor, Variable) and tensor.inputs:
+            _describe(tensor, found.get(name), known)
+
+
+def same_shape(a: Tensor, b: Tensor) -> bool:
+    """True where dtype and every dim are known and equal, for all values of the symbols (G3)."""
+    if a.dtype is None or b.dtype is None or np.dtype(a.dtype) != np.dtype(b.dtype):
+        return False
+    if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+        return False
+    return all(m is not None and m == n for m, n in zip(a.shape, b.shape, strict=True))
+
+
+def static(tensor: Tensor) -> tuple[int, ...] | None:
+    """The shape where every dim is a number, else None."""
+    if tensor.shape is None or not all(isinstance(d, int) for d in tensor.shape):
+        return None
+    return tuple(tensor.shape)
+
+
+def broadcast(a: list[Dim], b: list[Dim]) -> list[Dim] | None:
+    """Numpy-style broadcast of two symbolic shapes, or None where it is not certain."""
+    out: list[Dim] = []
+    for m, n in zip([1] * (len(b) - len(a)) + a, [1] * (len(a) - len(b)) + b, strict=True):
+        if m is None or n is None or (m != n and 1 not in (m, n)):
+            return None
+        out.append(n if m == 1 else m)
+    return out
+
+
+def _forget(graph: onnx.GraphProto, keep: set[str]) -> None:
+    """Drops declared shapes of everything but inputs and outputs of custom operators."""
+    kept = [v for v in graph.value_info if v.name in keep]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+    for out in graph.output:
+        if out.name not in keep and out.type.HasField("tensor_type"):
+            out.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for attr in node.attribute:
+            if attr.type == onnx.AttributeProto.GRAPH:
+                _forget(attr.g, keep)
+
+
+def _info(constant: Constant) -> onnx.ValueInfoProto:
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(constant.dtype))
+    return helper.make_tensor_value_info(constant.name, dtype, list(constant.shape))
+
+
+def _collect(graph: onnx.GraphProto, found: dict[str, onnx.TypeProto]) -> None:
+    for info in [*graph.value_info, *graph.output]:
+        found[info.name] = info.type
+    for node in graph.node:
+        for attr in node.attribute:
+            if attr.type == onnx.AttributeProto.GRAPH:
+                _collect(attr.g, found)
+
+
+def _describe(tensor: Variable, kind: onnx.TypeProto | None, known: set[str]) -> None:
+    if kind is None or not kind.HasField("tensor_type"):
+        return
+    proto = kind.tensor_type
+    if proto.elem_type:
+        tensor.dtype = np.dtype(helper.tensor_dtype_to_np_dtype(proto.elem_type))
+    dim: Callable[..., Dim] = lambda d: (  # noqa: E731
+        d.dim_value if d.HasField("dim_value") else d.dim_param if d.dim_param and d.dim_param in known else None
+    )
+    tensor.shape = [dim(d) for d in proto.shape.dim] if proto.HasField("shape") else None

@@ -1,0 +1,1 @@
+"""The passes: one idea a file; each opens with the algebra or the rule it implements."""
