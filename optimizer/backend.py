@@ -22,6 +22,11 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
+    """One runtime. `runs` is False where there is nothing to open and time: the file itself is the result."""
+
+    @property
+    def runs(self) -> bool: ...
+
     def available(self) -> str | None:
         """None where the runtime is here, else why not and how to get it."""
 
@@ -33,6 +38,10 @@ class Backend(Protocol):
 
     def open(self, built: Path, threads: int = 0) -> AbstractContextManager[Session]:
         """Loads a built file, with its threads pinned (0: all cores)."""
+
+
+REPEATS = 3
+QUICK = 0.1  # seconds: longer runs are not repeated within a round
 
 
 @dataclass(frozen=True)
@@ -51,27 +60,39 @@ def measure(
 ) -> dict[str, Timing]:
     """Times sessions round by round, interleaved, so that the machine's noise hits all of them alike.
 
-    One round runs each session once on the same feed; the order turns with the rounds. It ends after `rounds` rounds
-    or about `seconds`, but never before five rounds. Two rounds of warm-up are not counted.
+    A round takes each session's best of three runs on the same feed (of one run, where any session takes longer than
+    100 ms): what interrupts a run says nothing about the model. The order turns with the rounds. It ends after `rounds`
+    rounds or about `seconds`, but never before five rounds. Two runs each of warm-up are not counted.
     """
     names = list(sessions)
     taken: dict[str, list[float]] = {name: [] for name in names}
-    for feed in list(feeds)[:2]:
-        for session in sessions.values():
-            session.run(feed)
+    warm_up = [_best(session, feeds[0], 2) for session in sessions.values()]
+    repeats = REPEATS if max(warm_up) < QUICK else 1
     end = time.perf_counter() + seconds
     for number in range(rounds):
         feed = feeds[number % len(feeds)]
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            start = time.perf_counter()
-            sessions[name].run(feed)
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(_best(sessions[name], feed, repeats))
         if number >= 4 and time.perf_counter() > end:
             break
     return {name: Timing(tuple(values)) for name, values in taken.items()}
+
+
+def _best(session: Session, feed: Feeds, repeats: int) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        session.run(feed)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def ratio(base: Timing, other: Timing) -> float:
     """How many times faster `other` is than `base`: the median over rounds of base/other."""
     pairs = zip(base.seconds, other.seconds, strict=True)
     return float(np.median([a / b for a, b in pairs]))
+
+
+def wins(base: Timing, other: Timing) -> float:
+    """Share of the rounds in which `other` took less time than `base`."""
+    return float(np.mean([b < a for a, b in zip(base.seconds, other.seconds, strict=True)]))

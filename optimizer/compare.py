@@ -22,7 +22,10 @@ ROUNDING = {"float64": 1e-10, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1
 
 @dataclass
 class Difference:
-    """How one output differs from its reference over all batches seen so far."""
+    """How one output differs from its reference over all batches seen so far.
+
+    `grain` is the float type that its values were rounded to before they became `dtype`.
+    """
 
     max_abs: float = 0.0
     signal: float = 0.0
@@ -33,6 +36,7 @@ class Difference:
     broken: str = ""
     exact: bool = True
     dtype: str = ""
+    grain: str = ""
 
     @property
     def sqnr(self) -> float:
@@ -52,20 +56,19 @@ class Difference:
         """True where a float rewrite may explain the difference, by the dtype's tolerance; integers must be equal."""
         if self.broken or self.exact:
             return not self.broken
-        return self.max_abs <= ROUNDING.get(self.dtype, 0.0) * max(self.peak, 1e-3)
+        return self.max_abs <= ROUNDING.get(self.grain, -1.0) * max(self.peak, 1e-3)
 
     def add(self, reference: Array, value: Array) -> None:
         """Takes one more batch into account."""
         self.dtype = self.dtype or str(reference.dtype)
+        self.grain = _finer(self.grain, _grain(reference))
         if reference.shape != value.shape or reference.dtype != value.dtype:
             self.broken = f"{value.dtype}{list(value.shape)} instead of {reference.dtype}{list(reference.shape)}"
             return
-        if np.array_equal(reference.view() if reference.dtype.kind == "O" else reference, value):
-            same = True
-        else:
-            same = reference.dtype.kind not in "OSUb" and np.array_equal(
-                np.asarray(reference, np.float64), np.asarray(value, np.float64), equal_nan=True
-            )
+        same = np.array_equal(reference, value) or (
+            reference.dtype.kind in "fV"  # V: bfloat16 and the small floats
+            and np.array_equal(np.asarray(reference, np.float64), np.asarray(value, np.float64), equal_nan=True)
+        )
         self.exact &= same
         if reference.dtype.kind in "OSU":
             self.broken = self.broken or ("" if same else "different strings")
@@ -86,10 +89,38 @@ class Difference:
             self.agreeing += int((r.argmax(-1) == v.argmax(-1)).sum())
 
 
+def _grain(array: Array) -> str:
+    """The float type whose rounding an array shows: float16 numbers cast to float32 are still float16 numbers."""
+    dtype = str(array.dtype)
+    if dtype not in ("float32", "float64") or np.array_equal(array, np.rint(array), equal_nan=True):
+        return dtype
+    with np.errstate(over="ignore"):
+        fits = (n for n in ("float16", "float32") if np.array_equal(array.astype(n), array, equal_nan=True))
+        return next(fits, dtype)
+
+
+def _finer(a: str, b: str) -> str:
+    return min(filter(None, (a, b)), key=lambda dtype: ROUNDING.get(dtype, -1.0))
+
+
 def compare(pairs: Iterable[tuple[Feeds, Feeds]]) -> dict[str, Difference]:
-    """Differences by output name over (reference, value) pairs of outputs, one pair per batch."""
+    """Differences by output name over (reference, value) pairs of outputs, one pair per batch.
+
+    Sequences are compared element by element; an absent optional equals only another.
+    """
     found: dict[str, Difference] = {}
     for reference, value in pairs:
-        for name, array in reference.items():
-            found.setdefault(name, Difference()).add(np.asarray(array), np.asarray(value[name]))
+        for name in reference:
+            difference = found.setdefault(name, Difference())
+            expected, made = _arrays(reference[name]), _arrays(value[name])
+            if len(expected) != len(made):
+                difference.broken = f"{len(made)} elements instead of {len(expected)}"
+            for one, other in zip(expected, made, strict=False):
+                difference.add(one, other)
     return found
+
+
+def _arrays(output: object) -> list[Array]:
+    if output is None:
+        return []
+    return [a for one in output for a in _arrays(one)] if isinstance(output, list) else [np.asarray(output)]

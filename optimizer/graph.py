@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import heapq
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,12 +37,10 @@ class Node(PlainNode):
         self.overload = ""
         self.doc = ""
         self.metadata: dict[str, str] = {}
+        self.devices: list[Any] = []  # NodeDeviceConfigurationProto, kept as they are
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    __eq__ = object.__eq__  # not written in Python: long lists of readers are searched by it
+    __hash__ = object.__hash__
 
     def bodies(self) -> Iterator[Graph]:
         """The subgraphs held by this node, in attribute order."""
@@ -50,16 +49,13 @@ class Node(PlainNode):
 
 @dataclass
 class Header:
-    """What a model says of itself besides its nodes; written back exactly as it was read."""
+    """What a model says of itself besides its graph; written back exactly as it was read."""
 
     ir_version: int
     imports: dict[str, int]
     inputs: list[onnx.ValueInfoProto]
     outputs: list[onnx.ValueInfoProto]
     model: onnx.ModelProto  # everything else: producer, domain, version, doc, metadata (no graph inside)
-    name: str = ""
-    doc: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
     annotations: list[onnx.TensorAnnotation] = field(default_factory=list)
 
 
@@ -73,14 +69,18 @@ class Names:
         self.used: set[str] = set()
         self.outputs: set[str] = set()
         self._next: dict[str, int] = {}
+        self._stems: dict[str, str] = {}
 
     def fresh(self, hint: str) -> str:
         """An unused name starting with `hint`; constant time, whatever the number of names."""
-        name, n = hint, self._next.get(hint, 0)
-        while not name or name in self.used:
+        if hint and hint not in self.used:
+            self.used.add(hint)
+            return hint
+        stem = self._stems.get(hint, hint) or "tensor"  # so that a name made from a made one is no longer than it
+        n = self._next.get(stem, 0) + 1
+        while (name := f"{stem}_{n}") in self.used:
             n += 1
-            name = f"{hint or 'tensor'}_{n}"
-        self._next[hint] = n
+        self._next[stem], self._stems[name] = n, stem
         self.used.add(name)
         return name
 
@@ -88,8 +88,9 @@ class Names:
 class Graph:
     """One scope of a model: its nodes, inputs and outputs, and the names shared with its subgraphs.
 
-    `header` is None for a subgraph. `overridable` holds the initializers that are graph inputs too: their
-    values are defaults, not constants. `touched`, while it is a list, collects nodes whose inputs changed.
+    `header` is None for a subgraph. Two tables of the outermost scope hold initializers that stay, read or not:
+    `overridable` those that are graph inputs too (their values are defaults, not constants), `annotating` those that
+    quantization annotations name. `declared` keeps what a subgraph says of its own inputs.
     """
 
     def __init__(self, ir: PlainGraph, names: Names, header: Header | None = None, parent: Graph | None = None):
@@ -98,10 +99,16 @@ class Graph:
         self.header = header
         self.parent = parent
         self.overridable: dict[str, Constant] = {}
-        self.touched: list[Node] | None = None
+        self.annotating: dict[str, Constant] = {}
+        self.metadata: dict[str, str] = {}
+        self.declared: dict[str, onnx.ValueInfoProto] = {}
+        self.grown = 0  # bytes that constant folding has added to the file so far, over all its runs
         self._dead = 0
-        names.outputs.update(t.name for t in ir.outputs)
-        for place, node in enumerate(ir.nodes, 1):
+
+    def adopt(self) -> None:
+        """Makes the nodes and outputs just put into `ir` this scope's own."""
+        self.names.outputs.update(t.name for t in self.ir.outputs)
+        for place, node in enumerate(self.ir.nodes, 1):
             node.order, node.scope = float(place), self
 
     # ---------------------------------------------------------------- reading
@@ -219,11 +226,10 @@ class Graph:
             domain or None,
         )
         node.scope = self
-        node.order = len(self.ir.nodes) + 1.0 if before is None else before.order - 0.5
+        node.order = len(self.ir.nodes) + 1.0 if before is None else math.nextafter(before.order, 0)
         self.ir.nodes.append(node)
         if domain and domain not in self.imports:
             self.imports[domain] = 1
-        self._touch([node])
         return node
 
     def set_input(self, node: Node, index: int, tensor: Tensor | None) -> None:
@@ -233,7 +239,6 @@ class Graph:
         node.inputs[index] = Variable.empty() if tensor is None else tensor
         while node.inputs and not node.inputs[-1].name:
             node.inputs.pop()
-        self._touch([node])
 
     def remove(self, node: Node) -> None:
         """Detaches a node and its subgraphs; its output tensors lose their producer."""
@@ -243,7 +248,7 @@ class Graph:
         node.outputs.clear()
         node.attrs.clear()
         node.order = -1.0
-        self._dead += 1
+        (node.scope or self)._dead += 1
 
     def replace(self, old: Tensor, new: Tensor) -> None:
         """Every reader of `old`, graph outputs included, reads `new` instead; names of outputs survive (G4).
@@ -256,7 +261,6 @@ class Graph:
             for index, tensor in enumerate(reader.inputs):
                 if tensor is old:
                     reader.inputs[index] = new
-        self._touch(readers)
         if not self.is_output(old):
             return
         for scope in list(self.root.scopes()):
@@ -264,16 +268,26 @@ class Graph:
                 if out is old:
                     self._replace_output(scope, index, old, new)
 
+    def bridged(self, old: Tensor, new: Tensor) -> bool:
+        """True where `replace` must put an Identity between the two, because `old` is an output."""
+        scopes = (scope for scope in self.root.scopes() if any(t is old for t in scope.outputs))
+        return self.is_output(old) and any(not self._free(scope, new) for scope in scopes)
+
+    def _free(self, scope: Graph, new: Tensor) -> bool:
+        """True where a tensor can become the scope's output under another name."""
+        return bool(new.inputs) and new.inputs[0].scope is scope and not scope.is_output(new)
+
     def _replace_output(self, scope: Graph, index: int, old: Tensor, new: Tensor) -> None:
-        free = bool(new.inputs) and new.inputs[0].scope is scope and not scope.is_output(new)
         producer = old.inputs[0] if old.inputs else None
         if producer is not None:  # it keeps its place, but gives up the output's name
             at = [t is old for t in producer.outputs].index(True)
             producer.outputs[at] = scope.variable(old.name + "_old", old.dtype, old.shape)
-        if not free:
+        if not self._free(scope, new):
             scope.add("Identity", [new], [old])
             return
         old.name, new.name = new.name, old.name
+        if new.dtype is None:
+            new.dtype, new.shape = old.dtype, old.shape
         scope.outputs[index] = new
 
     def bypass(self, node: Node, tensor: Tensor) -> None:
@@ -282,10 +296,38 @@ class Graph:
         self.remove(node)
         self.replace(out, tensor)
 
-    def _touch(self, nodes: Iterable[Node]) -> None:
-        listener = self.root.touched
-        if listener is not None:
-            listener.extend(nodes)
+    def inline(self, node: Node, body: Graph) -> None:
+        """Puts a subgraph without inputs in the place of the node that holds it; its results stand for the node's."""
+        assert node.scope is self and not body.inputs
+        outputs, results, moved = list(node.outputs), list(body.outputs), list(body.nodes)
+        node.attrs = {key: value for key, value in node.attrs.items() if value is not body}
+        for inner in moved:
+            inner.scope, inner.order = self, math.nextafter(node.order, 0)
+            for nested in inner.bodies():
+                nested.parent = self
+        self.nodes.extend(moved)
+        self.names.outputs.difference_update(t.name for t in results)
+        self.remove(node)
+        for old, new in zip(outputs, results, strict=True):
+            if old.name:
+                self.replace(old, new)
+
+    def become(self, other: Graph) -> None:
+        """Takes over the nodes of another model with the same interface, which is not to be used afterwards."""
+        assert self.parent is None and other.parent is None
+        self.ir, self.names, self.header, self._dead = other.ir, other.names, other.header, other._dead
+        self.overridable, self.annotating = other.overridable, other.annotating
+        for node in self.nodes:
+            node.scope = self
+            for body in node.bodies():
+                body.parent = self
+
+    def drop_output(self, index: int) -> None:
+        """Takes one output off this subgraph's list (never the model's); what made it may be swept then."""
+        assert self.parent is not None
+        tensor = self.ir.outputs.pop(index)
+        if not any(t is tensor for t in self.ir.outputs):
+            self.names.outputs.discard(tensor.name)
 
     # ---------------------------------------------------------------- order
 
@@ -314,9 +356,10 @@ class Graph:
         """An independent graph with the same names; arrays and stored weights are shared, never copied."""
         assert self.parent is None and self.header is not None
         twin = _copy(self, copy.deepcopy(self.names), {}, None)
-        twin.header = copy.deepcopy(self.header)
+        twin.header, twin.grown = copy.deepcopy(self.header), self.grown
         used = twin.constants()
-        twin.overridable = {name: used.get(name) or c.copy() for name, c in self.overridable.items()}
+        for own, copied in ((self.overridable, twin.overridable), (self.annotating, twin.annotating)):
+            copied.update({name: used[name] if name in used else c.copy() for name, c in own.items()})
         return twin
 
 
@@ -326,18 +369,23 @@ def _copy(scope: Graph, names: Names, known: dict[int, Tensor], parent: Graph | 
             return Variable.empty()
         if id(tensor) not in known:
             new = tensor.copy()
-            new.type = getattr(tensor, "type", "tensor_type")
+            if isinstance(new, Variable):
+                new.shape = None if tensor.shape is None else list(tensor.shape)
+                new.type = tensor.type
             known[id(tensor)] = new
         return known[id(tensor)]
 
-    graph = Graph(PlainGraph(inputs=[twin(t) for t in scope.inputs], name=scope.ir.name), names, parent=parent)
+    inputs = [twin(t) for t in scope.inputs]
+    ir = PlainGraph(inputs=inputs, name=scope.ir.name, doc_string=scope.ir.doc_string)
+    graph = Graph(ir, names, parent=parent)
+    graph.metadata, graph.declared = dict(scope.metadata), dict(scope.declared)
     for node in scope.nodes:
         attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, Graph)}
         inputs, outputs = [twin(t) for t in node.inputs], [twin(t) for t in node.outputs]
         new = Node(node.op, node.name, {}, inputs, outputs, node.domain)
         new.attrs.update({k: attrs.get(k) for k in node.attrs})
         new.order, new.scope = node.order, graph
-        new.overload, new.doc, new.metadata = node.overload, node.doc, dict(node.metadata)
+        new.overload, new.doc, new.metadata, new.devices = node.overload, node.doc, dict(node.metadata), node.devices
         graph.ir.nodes.append(new)
     for node, new in zip(scope.nodes, graph.ir.nodes, strict=True):  # bodies last: they capture any tensor here
         new.attrs.update({k: _copy(v, names, known, graph) for k, v in node.attrs.items() if isinstance(v, Graph)})
@@ -356,28 +404,37 @@ def _reads(node: Node) -> Iterator[Tensor]:
 
 
 def _sorted(nodes: list[Node]) -> list[Node]:
-    index = {id(node): node for node in nodes}
+    index = {id(node): i for i, node in enumerate(nodes)}
     needs: dict[int, int] = {}
     feeds: dict[int, list[Node]] = {}
     for node in nodes:
-        makers = {id(m): m for t in _reads(node) for m in t.inputs if id(m) in index and m is not node}
+        makers = {id(m) for t in _reads(node) for m in t.inputs if id(m) in index}
         needs[id(node)] = len(makers)
         for key in makers:
             feeds.setdefault(key, []).append(node)
     ready = [(n.order, i, n) for i, n in enumerate(nodes) if not needs[id(n)]]
     heapq.heapify(ready)
     out: list[Node] = []
-    position = {id(n): i for i, n in enumerate(nodes)}
     while ready:
         _, _, node = heapq.heappop(ready)
         out.append(node)
         for reader in feeds.get(id(node), ()):
             needs[id(reader)] -= 1
             if not needs[id(reader)]:
-                heapq.heappush(ready, (reader.order, position[id(reader)], reader))
+                heapq.heappush(ready, (reader.order, index[id(reader)], reader))
     if len(out) != len(nodes):
-        stuck = next(n for n in nodes if needs[id(n)])
-        raise ModelError(f"the graph has a cycle through node '{stuck.name}' ({stuck.op}); it cannot be executed")
+        stuck = _on_cycle([n for n in nodes if needs[id(n)]])
+        raise ModelError(f"node '{stuck.name}' ({stuck.op}) needs its own result: the graph cannot be executed")
     for place, node in enumerate(out, 1):
         node.order = float(place)
     return out
+
+
+def _on_cycle(stuck: list[Node]) -> Node:
+    """One node of a cycle: each stuck node waits for a stuck one, so walking upwards comes round."""
+    waiting = {id(node) for node in stuck}
+    node, seen = stuck[0], set[int]()
+    while id(node) not in seen:
+        seen.add(id(node))
+        node = next(m for t in _reads(node) for m in t.inputs if id(m) in waiting)
+    return node

@@ -33,11 +33,24 @@ log = logging.getLogger(__name__)
 
 
 def fingerprint(graph: Graph) -> str:
-    """A digest of structure, attributes and small constants; large weights count by name, size and identity."""
-    digest = hashlib.sha256(to_model(graph, keep_weights=False).SerializeToString(deterministic=True))
+    """A digest of structure, attributes and small constants; large weights count by name, size and identity.
+
+    Inferred types and shapes do not count: they are notes on the graph, and a pass that only looks may add some.
+    """
+    model = to_model(graph, keep_weights=False)
+    _untype(model.graph)
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
     for name, constant in graph.constants().items():
         digest.update(f"{name} {nbytes(constant)} {id(constant._values)}".encode())
     return digest.hexdigest()
+
+
+def _untype(graph: onnx.GraphProto) -> None:
+    del graph.value_info[:]
+    for body in (attr.g for node in graph.node for attr in node.attribute if attr.type == onnx.AttributeProto.GRAPH):
+        for info in [*body.input, *body.output]:
+            info.ClearField("type")
+        _untype(body)
 
 
 class Verify:
@@ -95,8 +108,11 @@ class SameOutputs:
         yield
         if step.count == 0 or step.children:
             return
-        with ctx.evaluate.open(graph) as run:
-            differences = compare((r, run(f)) for r, f in zip(self.reference, self.feeds, strict=True))
+        try:
+            with ctx.evaluate.open(graph) as run:
+                differences = compare((r, run(f)) for r, f in zip(self.reference, self.feeds, strict=True))
+        except Exception as error:  # the original ran, so whatever the runtime raises now is the pass's doing
+            raise BugError(f"after pass '{step.name}' the model does not run: {error}") from error
         for name, difference in differences.items():
             if not difference.within_rounding():
                 what = difference.broken or f"largest error {difference.max_abs:.3g} of {difference.peak:.3g}"
@@ -125,7 +141,7 @@ class Dump:
 
 @dataclass
 class Limit:
-    """Skips every pass (leaves of the pipeline) after the first `last`."""
+    """Skips every step after the first `last`; composite passes count too, so `last` is a `Step.number`."""
 
     last: int
     seen: int = 0

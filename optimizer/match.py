@@ -2,8 +2,8 @@
 
     x          any tensor; the same name twice must be the same tensor
     b?         an optional input: bound where present
-    *xs        all remaining inputs, as a list
-    2.0        a constant with one element of this value (relative tolerance 1e-6; 0 exactly)
+    *xs        any number of inputs, as a list; all remaining ones where it stands last
+    2.0        a constant with one element of this value (to 1e-6, or to the rounding of a half; 0 exactly)
     A|B(...)   a node of either operator      d=Sub(x, m)   ... whose first output is also called d
 
 Operators that commute are tried in both orders. The matcher itself guarantees what every rule needs and some would
@@ -21,6 +21,8 @@ from functools import cache
 
 from optimizer.graph import Graph, Node, Tensor
 from optimizer.ops import COMMUTATIVE, is_pure, scalar
+
+HALF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # relative error of rounding to 16 bits
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,10 @@ def _inputs(args: tuple[Pattern, ...], inputs: list[Tensor], found: Match) -> It
         return
     first, rest = args[0], args[1:]
     if isinstance(first, Name) and first.rest:
-        last = found.fork()
-        last.lists[first.name] = inputs
-        yield last
+        for taken in range(len(inputs) + 1) if rest else [len(inputs)]:
+            start = found.fork()
+            start.lists[first.name] = inputs[:taken]
+            yield from _inputs(rest, inputs[taken:], start)
         return
     if not inputs or not inputs[0].name:
         if isinstance(first, Name) and first.optional:
@@ -136,7 +139,7 @@ def _tensor(pattern: Pattern, tensor: Tensor, found: Match) -> Iterator[Match]:
             yield fork
     elif isinstance(pattern, Number):
         value = scalar(found.graph, tensor)
-        if value is not None and math.isclose(value, pattern.value, rel_tol=1e-6):
+        if value is not None and math.isclose(value, pattern.value, rel_tol=HALF.get(str(tensor.dtype), 1e-6)):
             yield found
     elif pattern.label in found.tensors:
         if found.tensors[pattern.label] is tensor:

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 class Pass(ABC):
     """A rewrite of a graph. Fields are options; a field named `children` holds sub-passes.
 
-    `name` is its name in the grammar. Options may be bool, int, float, str, Literal or tuple[str, ...].
+    `name` is its name in the grammar; `lossy` says that outputs may change beyond rounding. Options may be bool, int,
+    float, str, Literal or tuple[str, ...].
     """
 
     name: ClassVar[str]
+    lossy: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, graph: Graph, ctx: Context) -> int:
@@ -105,28 +107,34 @@ class _Parser:
             self.fail(f"expected {what}")
         return self.take(token)
 
-    def fail(self, why: str) -> typing.NoReturn:
-        at = self.at + len(self.source[self.at :]) - len(self.source[self.at :].lstrip())
-        raise _error(self.source, at, why)
+    def start(self) -> int:
+        """Where the next token starts."""
+        return len(self.source) - len(self.source[self.at :].lstrip())
+
+    def fail(self, why: str, at: int | None = None) -> typing.NoReturn:
+        raise _error(self.source, self.start() if at is None else at, why)
 
     def sequence(self) -> tuple[Spec, ...]:
-        found: list[Spec] = []
-        while self.peek() is not None:
-            found.append(self.one())
-            if self.peek() != ",":
-                break
+        if self.peek() is None:
+            return ()
+        found = [self.one()]
+        while self.peek() == ",":
             self.take(",")
+            found.append(self.one())
         return tuple(found)
 
     def one(self) -> Spec:
-        start = self.at
+        start = self.start()
         name = self.word("the name of a pass")
         options: dict[str, str] = {}
         children: tuple[Spec, ...] = ()
         if self.peek() == "{":
             self.take("{")
             while self.peek() != "}":
+                at = self.start()
                 key = self.word("an option or '}'")
+                if key in options:
+                    self.fail(f"'{key}' is given twice", at)
                 self.take("=")
                 options[key] = self.values()
             self.take("}")
@@ -134,7 +142,7 @@ class _Parser:
             self.take("(")
             children = self.sequence()
             self.take(")", "',' or ')'")
-        return Spec(name, options, children, start + len(self.source[start:]) - len(self.source[start:].lstrip()))
+        return Spec(name, options, children, start)
 
     def values(self) -> str:
         value = self.word("a value")
@@ -166,7 +174,7 @@ def _build(spec: Spec, source: str) -> Pass:
         try:
             values[key] = _read(value, hints[key])
         except ValueError as error:
-            raise _error(source, spec.at, f"'{spec.name}' cannot take {key}={value}: {error}") from None
+            raise _error(source, spec.at, f"'{spec.name}' cannot take {key}={value}; it takes {error}") from None
     if spec.children and "children" not in fields:
         raise _error(source, spec.at, f"'{spec.name}' takes no passes in parentheses")
     if spec.children:
@@ -190,7 +198,10 @@ def _read(value: str, kind: Any) -> Any:
         if value not in ("true", "false"):
             raise ValueError("true or false")
         return value == "true"
-    return kind(value)
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError("a whole number" if kind is int else "a number") from None
 
 
 def _write(value: Any) -> str:

@@ -17,7 +17,7 @@ Dispatch is by the root's operator over a worklist of touched nodes, so the cost
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,9 @@ import onnx
 from onnx import helper, shape_inference
 
 from optimizer import shapes
+from optimizer.decode import dim
 from optimizer.errors import BugError
-from optimizer.graph import Array, Constant, Dim, Graph, Node, Tensor, Variable, peek
+from optimizer.graph import Array, Constant, Graph, Node, Tensor, Variable, peek
 from optimizer.io import nbytes, to_node
 from optimizer.match import Match, Op, match, parse
 from optimizer.ops import attribute
@@ -68,8 +69,10 @@ class Draft:
     def node(
         self, op: str, *inputs: Tensor | None, attrs: Mapping[str, Any] | None = None, domain: str = ""
     ) -> Variable:
-        """Drafts a node with one output and returns that output."""
+        """Drafts a node with one output and returns that output; trailing inputs that are None are left out."""
         out = Variable(op.lower())
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         self.nodes.append(Drafted(op, inputs, (out,), dict(attrs or {}), domain))
         return out
 
@@ -90,7 +93,6 @@ class Rule:
     """One rewrite. `shape_safe`: the operator's own definition says that the returned tensor has the root's shape.
 
     `may_grow`: bytes may grow because the rule was chosen by measurement. `fast_math`: NaN or -0 may change.
-    `bridge`: inner nodes with other readers are fine (the rule leaves them in place and only reads past them).
     """
 
     name: str
@@ -99,16 +101,17 @@ class Rule:
     shape_safe: bool = False
     may_grow: bool = False
     fast_math: bool = False
+    since: int = 1
 
 
 def rule(
-    *patterns: str, shape_safe: bool = False, may_grow: bool = False, fast_math: bool = False
+    *patterns: str, shape_safe: bool = False, may_grow: bool = False, fast_math: bool = False, since: int = 1
 ) -> Callable[[Proposal], Rule]:
     """Makes a rule of a function `(m, make) -> Tensor | None`; its name is the function's, dashes for underscores."""
 
     def decorate(propose: Proposal) -> Rule:
         name = propose.__name__.strip("_").replace("_", "-")
-        return Rule(name, tuple(map(parse, patterns)), propose, shape_safe, may_grow, fast_math)
+        return Rule(name, tuple(map(parse, patterns)), propose, shape_safe, may_grow, fast_math, since)
 
     return decorate
 
@@ -119,7 +122,9 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], *, fast_math: bool = False,
         shapes.infer(graph)
     table: dict[str, list[tuple[Rule, Op]]] = {}
     for one in rules:
-        for pattern in one.patterns if fast_math or not one.fast_math else ():
+        if one.since > graph.opset or (one.fast_math and not fast_math):
+            continue
+        for pattern in one.patterns:
             for op in pattern.ops:
                 table.setdefault(op, []).append((one, pattern))
     fired: dict[str, int] = {}
@@ -135,7 +140,7 @@ def _drain(scope: Graph, table: Mapping[str, list[tuple[Rule, Op]]], fired: dict
     while pending:
         node = pending.popleft()
         queued.discard(id(node))
-        if node.order < 0 or node.domain:
+        if node.order < 0 or node.domain or node.scope is not scope:  # readers may sit in a subgraph: its turn comes
             continue
         for one, pattern in table.get(node.op, ()):
             touched = _try(one, pattern, node, scope)
@@ -172,6 +177,8 @@ def _allowed(one: Rule, found: Match, draft: Draft, new: Tensor) -> bool:
     if not one.may_grow and _growth(found, draft) > SLACK:
         return False
     drafted = any(new is out for d in draft.nodes for out in d.outputs)
+    if not drafted and found.root.op == "Identity" and draft.graph.bridged(old, new):
+        return False  # the Identity is the bridge
     if drafted or isinstance(new, Constant):
         return _agree(old, new)
     if one.shape_safe:
@@ -241,11 +248,7 @@ def _take(out: Variable, kind: onnx.TypeProto) -> None:
     if tensor.elem_type:
         out.dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     if tensor.HasField("shape"):
-        out.shape = [_dim(d) for d in tensor.shape.dim]
-
-
-def _dim(d: Any) -> Dim:
-    return int(d.dim_value) if d.HasField("dim_value") else d.dim_param or None
+        out.shape = [dim(d) for d in tensor.shape.dim]
 
 
 def _commit(found: Match, draft: Draft, new: Tensor) -> list[Node]:
@@ -258,7 +261,6 @@ def _commit(found: Match, draft: Draft, new: Tensor) -> list[Node]:
     nodes = []
     before = root
     adopted = False
-    root_order = root.order
     root.outputs[0] = Variable.empty()
     for drafted in draft.nodes:
         outputs = []
@@ -271,18 +273,32 @@ def _commit(found: Match, draft: Draft, new: Tensor) -> list[Node]:
                 outputs.append(out)
         inputs = [old if t is new else t for t in drafted.inputs]
         nodes.append(graph.add(drafted.op, inputs, outputs, dict(drafted.attrs), drafted.domain, root.name, before))
+    read = [t for n in [*found.nodes, *nodes] for t in n.inputs]
     sources = [t.inputs[0] for n in [root, *nodes] for t in n.inputs if t.inputs]
     graph.remove(root)
-    if not adopted:
+    if adopted:
+        _refine(old, new)
+    else:
         graph.replace(old, new)
-    for node in nodes:
-        node.order = root_order - 0.5
     _prune(graph, found.nodes[1:])
-    return [*nodes, *readers, *sources]
+    last = [t.outputs[0] for t in read if len(t.outputs) == 1]  # only readers now, which G1 may have held back
+    return [*nodes, *readers, *sources, *last]
 
 
-def _prune(graph: Graph, nodes: Iterable[Node]) -> None:
-    """Removes the matched inner nodes, root side first, that nothing reads any more."""
-    for node in nodes:
-        if node.order >= 0 and not any(t.name and (t.outputs or graph.is_output(t)) for t in node.outputs):
+def _refine(old: Tensor, new: Tensor) -> None:
+    """Takes over what is known of the new tensor's type and shape and was not of the old one's."""
+    old.dtype = new.dtype if old.dtype is None else old.dtype
+    if old.shape is None or new.shape is None:
+        old.shape = new.shape if old.shape is None else old.shape
+        return
+    old.shape = [n if d is None else d for d, n in zip(old.shape, new.shape, strict=True)]
+
+
+def _prune(graph: Graph, nodes: Sequence[Node]) -> None:
+    """Removes the matched inner nodes that nothing reads any more."""
+    pending = list(nodes)
+    while pending:
+        unread = [n for n in pending if not any(t.name and (t.outputs or graph.is_output(t)) for t in n.outputs)]
+        for node in unread:
             graph.remove(node)
+        pending = [n for n in pending if n.order >= 0] if unread else []

@@ -1,18 +1,18 @@
 """Shape and type inference on a weightless copy of the graph, so that it costs no memory and trusts no stale note.
 
 Exporters write wrong shapes for outputs and intermediate values (one zoo model declares rank 2 for a rank-3 output),
-so only graph inputs, constants and the operators' own rules are believed. Nodes of unknown domains keep the
-declared shapes: nothing better is known about them.
+so only graph inputs, constants and the operators' own rules are believed; what a loop's body declares of its inputs
+is not (a carried value may change its shape). Nodes of unknown domains keep the declared shapes: nothing better is
+known about them.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import onnx
 from onnx import helper, shape_inference
 
+from optimizer.decode import dim
 from optimizer.graph import Constant, Dim, Graph, Tensor, Variable
 from optimizer.io import SMALL, nbytes, to_model
 
@@ -23,7 +23,12 @@ def infer(graph: Graph) -> None:
     Symbols invented by the inference are dropped: two of them may look equal without being so.
     """
     model = to_model(graph, keep_weights=False)
-    known = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim}
+    known: set[str] = set()
+    for each in (d for v in model.graph.input for d in v.type.tensor_type.shape.dim):
+        if isinstance(named := dim(each), str):
+            known.add(named)
+        elif named is None:  # such as -1 or "?", which exporters write and inference would calculate with
+            each.Clear()
     custom = {name for n in graph.walk() if n.domain for name in (t.name for t in n.outputs)}
     _forget(model.graph, custom)
     present = {t.name for t in model.graph.initializer} | {v.name for v in model.graph.input}
@@ -33,6 +38,8 @@ def infer(graph: Graph) -> None:
     inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
     found: dict[str, onnx.TypeProto] = {}
     _collect(inferred.graph, found)
+    for tensor in (t for n in graph.walk() if not n.domain for body in n.bodies() for t in body.inputs):
+        tensor.shape = None
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, Variable) and tensor.inputs:
             _describe(tensor, found.get(name), known)
@@ -75,6 +82,9 @@ def _forget(graph: onnx.GraphProto, keep: set[str]) -> None:
     for node in graph.node:
         for attr in node.attribute:
             if attr.type == onnx.AttributeProto.GRAPH:
+                for info in attr.g.input if not node.domain else ():
+                    if info.type.HasField("tensor_type"):
+                        info.type.tensor_type.ClearField("shape")
                 _forget(attr.g, keep)
 
 
@@ -94,11 +104,11 @@ def _collect(graph: onnx.GraphProto, found: dict[str, onnx.TypeProto]) -> None:
 
 def _describe(tensor: Variable, kind: onnx.TypeProto | None, known: set[str]) -> None:
     if kind is None or not kind.HasField("tensor_type"):
+        tensor.shape = None
         return
     proto = kind.tensor_type
     if proto.elem_type:
         tensor.dtype = np.dtype(helper.tensor_dtype_to_np_dtype(proto.elem_type))
-    dim: Callable[..., Dim] = lambda d: (  # noqa: E731
-        d.dim_value if d.HasField("dim_value") else d.dim_param if d.dim_param and d.dim_param in known else None
-    )
-    tensor.shape = [dim(d) for d in proto.shape.dim] if proto.HasField("shape") else None
+    dims = [dim(d) for d in proto.shape.dim]
+    known_dims = [d if isinstance(d, int) or d in known else None for d in dims]
+    tensor.shape = known_dims if proto.HasField("shape") else None

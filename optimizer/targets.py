@@ -16,6 +16,7 @@ from pathlib import Path
 from optimizer.errors import UserError
 
 SIMPLIFY = "fixpoint(cleanup,fold,shapes,cse,fuse)"
+RAISE = "opset{min=13}"  # the first with scales per channel
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,13 @@ def targets() -> dict[str, Target]:
             "ort-int8",
             "ort",
             "ONNX Runtime on the CPU, int8 where it is faster and as accurate",
-            candidates={"float": "", "static": "calibrate,quantize{scheme=static}"},
+            prepare=SIMPLIFY.replace("fuse", "fuse{gemm=false}"),  # a Gemm has no fast int8 kernel, a MatMul has
+            candidates={
+                "float": "",
+                "static": f"{RAISE},calibrate,quantize{{scheme=static}}",
+                "hybrid": f"{RAISE},calibrate,quantize{{scheme=hybrid}}",
+                "dynamic": f"{RAISE},quantize{{scheme=dynamic}}",
+            },
             cpu=cpu,
         ),
     )

@@ -1,0 +1,29 @@
+"""The .onnx file is the artifact: for any runtime, with nothing to compile and nothing to time."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from optimizer.backend import Session
+from optimizer.errors import UnavailableError
+from optimizer.graph import Graph
+
+
+class OnnxBackend:
+    """Portable files. Whether outputs are kept is checked in the oracle, so there is no session to open here."""
+
+    runs = False
+
+    def available(self) -> str | None:
+        return None
+
+    def lower(self, graph: Graph) -> None:
+        pass
+
+    def build(self, model: Path, folder: Path) -> Path:
+        return model
+
+    def open(self, built: Path, threads: int = 0) -> AbstractContextManager[Session]:
+        """Raises UnavailableError: a portable file has no runtime of its own."""
+        raise UnavailableError("target 'onnx' has no runtime of its own: use --target ort-fp32 to run and time a model")

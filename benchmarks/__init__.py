@@ -1,0 +1,1 @@
+"""Slow sweeps: scripts, not tests. Each says in its docstring how to run it."""

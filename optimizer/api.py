@@ -1,0 +1,209 @@
+"""The way of the data, top to bottom: a model in, a verified artifact out."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from optimizer import artifact, registry, targets
+from optimizer.backend import Backend
+from optimizer.build import Builder, Watch
+from optimizer.choose import Choice, pick
+from optimizer.context import Context
+from optimizer.data import Data, Given, open_data
+from optimizer.errors import DataError, GateError, ModelError, UnavailableError, UserError
+from optimizer.evaluate import Evaluate
+from optimizer.fidelity import MAX_DROP, Metric, make_gate
+from optimizer.graph import Graph
+from optimizer.instrument import Limit
+from optimizer.io import load, save, to_model
+from optimizer.judge import ORIGINAL, Tell, Variant, judge
+from optimizer.manager import PassManager
+from optimizer.manifest import Record, manifest
+from optimizer.pipeline import build
+from optimizer.plan import make_plan
+from optimizer.statistics import Statistics
+from optimizer.stored import nbytes
+from optimizer.targets import Target
+
+log = logging.getLogger(__name__)
+VARIANTS = "variants"
+HEAVY = 1 << 30  # bytes of weights above which a portable model is not run to compare outputs
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished artifact. `manifest` is what its manifest.json holds (docs/manifest.md)."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The model to deploy."""
+        return self.folder / str(self.manifest["output"]["file"])
+
+    @property
+    def shipped(self) -> str:
+        """The scheme of the shipped model: `original`, `float`, or one of the target's candidates."""
+        return str(self.manifest["shipped"])
+
+    @property
+    def reverted(self) -> dict[str, Any] | None:
+        """Why a faster or smaller candidate is not shipped; None where the best one is."""
+        return self.manifest["reverted"]  # type: ignore[no-any-return]  # JSON
+
+
+def simplify(model: onnx.ModelProto | Path | str) -> onnx.ModelProto:
+    """The model after the portable float pipeline: same interface, same outputs to rounding; the argument stays as is.
+
+    The result holds its weights (at most 2 GiB). Raises ModelError for what is not a complete ONNX model.
+    """
+    goal = targets.target("onnx")
+    graph = load(model)
+    PassManager().run(build(goal.prepare), graph, Context(goal, Evaluate()))
+    return to_model(graph)
+
+
+def optimize(
+    model: onnx.ModelProto | Path | str,
+    *,
+    target: str,
+    data: Given | None = None,
+    preprocess: str | None = None,
+    out: Path | str | None = None,
+    passes: str | None = None,
+    scheme: str | None = None,
+    statistics: Path | str | None = None,
+    metric: str | Metric | None = None,
+    max_drop: float = MAX_DROP,
+    min_sqnr: float | None = None,
+    min_agreement: float | None = None,
+    strict: bool = False,
+    threads: int = 0,
+    seed: int = 0,
+    verify_each: bool = False,
+    dump: Path | str | None = None,
+    bisect_limit: int | None = None,
+    progress: Tell = lambda what, done, total: None,
+) -> Result:
+    """Makes `model` fast on `target` and proves that it is no worse; writes the artifact's folder `out`.
+
+    `data` is what --data takes, a list of feeds, or a function that returns an iterable of them; `metric` a function
+    of a callable model, higher is better. Limits: `min_sqnr` in dB, `min_agreement` a share of rows, `max_drop` in the
+    metric's unit. `threads` 0 means all cores.
+
+    Raises UserError (ModelError, DataError, PipelineError), UnavailableError, GateError (only with `strict`) and
+    BugError; then nothing is written, and an artifact that was there before stays.
+    """
+    start = time.perf_counter()
+    _check_numbers(threads=threads, seed=seed, bisect_limit=bisect_limit or 0)
+    source = model if isinstance(model, onnx.ModelProto) else Path(model)
+    path = source if isinstance(source, Path) else None
+    goal = targets.target(target)
+    backend = _runtime(goal)
+    plan = make_plan(goal, passes, scheme)
+    gate = make_gate(min_sqnr, min_agreement, metric, max_drop)
+    known = Statistics.load(Path(statistics)) if statistics is not None else Statistics()
+    calibrated_on = known.data
+    limit = None if bisect_limit is None else Limit(bisect_limit)
+    watch = Watch(verify_each, None if dump is None else Path(dump), limit)
+    folder = artifact.destination(path, target, out)
+    graph = load(source)
+    evaluate = Evaluate(threads)
+    with artifact.writing(folder) as temporary:
+        must_run = backend.runs or bool(plan.tails) or gate.metric is not None
+        feeds, blind = _inputs(data, preprocess, graph, evaluate, seed, must_run, progress)
+        calibration, held_out = (feeds.calibration, feeds.check) if feeds else ((), ())
+        ctx = Context(goal, evaluate, calibration, seed, statistics=known, progress=progress)
+        builder = Builder(backend, plan, ctx, temporary / VARIANTS, Path(f"{folder}.bug"), held_out, watch)
+
+        original, plain = builder.original(graph, path), builder.plain(graph)
+        checked = builder.check_float(graph, plain.graph) if feeds else {"outputs": False, "reason": blind}
+        variants = [original, plain, *(builder.candidate(name, plain.graph) for name in plan.tails)]
+        if must_run:
+            judge(variants, builder.open, held_out, gate, evaluate, backend.runs, progress)
+        choice = pick(variants, plan.forced)
+        _report(feeds, checked, choice, strict, calibrated_on, known.data)
+
+        files = _ship(choice.shipped, temporary)
+        if known:
+            known.save(temporary / artifact.STATISTICS)
+        seconds = time.perf_counter() - start
+        record = Record(goal, plan, gate, variants, choice, feeds, checked, known, source, seed, threads, seconds)
+        made = manifest(record, files)
+        artifact.write_manifest(temporary, made)
+    return Result(folder, made)
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 0:
+            raise UserError(f"--{name.replace('_', '-')} {number} makes no sense: give 0 or more")
+
+
+def _runtime(goal: Target) -> Backend:
+    backend = registry.load_backend(goal.backend)
+    if (missing := backend.available()) is not None:
+        raise UnavailableError(f"target '{goal.name}' is not available here: {missing}")
+    return backend
+
+
+def _inputs(
+    data: Given | None,
+    preprocess: str | None,
+    graph: Graph,
+    evaluate: Evaluate,
+    seed: int,
+    must_run: bool,
+    tell: Tell,
+) -> tuple[Data | None, str]:
+    """The feeds, or none and why. A portable model may go without: where it is too heavy, or nothing can run it."""
+    weights = sum(nbytes(c) for c in graph.constants().values())
+    if not must_run and weights > HEAVY:
+        return None, f"weights of {weights / 1e9:.1f} GB: running both models would need them in memory twice"
+    try:
+        return open_data(data, graph, evaluate, preprocess=preprocess, seed=seed, tell=tell), ""
+    except (DataError, ModelError) as error:
+        if must_run or (data is not None and isinstance(error, DataError)):
+            raise
+        return None, str(error)
+
+
+def _report(
+    feeds: Data | None, checked: Mapping[str, Any], choice: Choice, strict: bool, calibrated_on: str, data: str
+) -> None:
+    """Says on stderr what the caller must know; `data` is the digest of the statistics, `calibrated_on` of those given.
+
+    Raises GateError for a reverted choice under `strict`.
+    """
+    if calibrated_on not in ("", data):
+        log.warning("the given statistics are of another model: calibrated again")
+    if feeds is not None and feeds.synthetic:
+        done = "checked" if data == calibrated_on else "calibrated and checked"
+        log.warning("%s on RANDOM inputs (%s), not on real ones: give some with --data", done, feeds.source)
+    if not checked["outputs"]:
+        log.warning("outputs were not compared: %s", checked["reason"])
+    if choice.reverted is None:
+        return
+    line = f"{choice.shipped.scheme} is shipped: {choice.reverted['detail']}"
+    if strict:
+        raise GateError(f"{line}; nothing was written because of --strict")
+    log.warning("%s", line)
+
+
+def _ship(shipped: Variant, folder: Path) -> list[Path]:
+    """Moves the shipped variant's files into place, drops the others; returns the files, the model first."""
+    if shipped.scheme == ORIGINAL:
+        files = save(shipped.graph, folder / artifact.MODEL)
+    else:
+        files = [file.rename(folder / file.name) for file in sorted(shipped.folder.iterdir())]
+    shutil.rmtree(folder / VARIANTS)
+    return files

@@ -1,0 +1,287 @@
+"""The command line: argv in, one call, an exit code out. stdout is for results, everything else goes to stderr.
+
+Nothing heavy is imported before it is needed, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Group, Parameter
+from cyclopts.exceptions import CycloptsError, MissingArgumentError, UnusedCliTokensError
+
+from optimizer import __version__
+from optimizer.errors import BugError, OptimizeError
+
+ABOUT = "Makes an ONNX model fast on a named target, and proves by measurement that it is no worse."
+EXAMPLES = """Examples:
+  optimize model.onnx --target ort-int8 --data 'calib/*.npz'
+  optimize model.onnx --target ort-int8 --data photos/ --preprocess imagenet
+  optimize model.onnx --target ort-int8 --data feeds.py:make --metric task.py:top1
+  optimize model.onnx --target onnx --out simplified
+  optimize inspect model.onnx
+
+Exit codes: 0 done, 1 a bug of ours, 2 wrong input, 3 the target is not available
+  here, 4 a limit was missed under --strict."""
+
+app = App(
+    name="optimize",
+    help=ABOUT,
+    help_epilogue=EXAMPLES,
+    version=__version__,
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,
+)
+
+DATA = Group("Data", sort_key=2)
+LIMITS = Group("Limits", sort_key=3)
+TALK = Group("Output", sort_key=4)
+EXPERT = Group("For experts", sort_key=5)
+
+
+@app.default
+def optimize(
+    model: Path,
+    /,
+    *,
+    target: Annotated[str, Parameter(name=["--target", "-t"])],
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"], show_default=False)] = None,
+    data: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
+    preprocess: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
+    statistics: Annotated[Path | None, Parameter(group=DATA, show_default=False)] = None,
+    metric: Annotated[str | None, Parameter(group=LIMITS, show_default=False)] = None,
+    max_drop: Annotated[float, Parameter(group=LIMITS)] = 0.01,
+    min_sqnr: Annotated[float | None, Parameter(group=LIMITS, show_default=False)] = None,
+    min_agreement: Annotated[float | None, Parameter(group=LIMITS, show_default=False)] = None,
+    strict: Annotated[bool, Parameter(group=LIMITS, negative=())] = False,
+    threads: int = 0,
+    seed: int = 0,
+    scheme: Annotated[str | None, Parameter(group=EXPERT, show_default=False)] = None,
+    passes: Annotated[str | None, Parameter(group=EXPERT, show_default=False)] = None,
+    verify_each: Annotated[bool, Parameter(group=EXPERT, negative=())] = False,
+    dump: Annotated[Path | None, Parameter(group=EXPERT, show_default=False)] = None,
+    bisect_limit: Annotated[int | None, Parameter(group=EXPERT, show_default=False)] = None,
+    json: Annotated[bool, Parameter(group=TALK, negative=())] = False,
+    verbose: Annotated[int, Parameter(name=["--verbose", "-v"], count=True, group=TALK, show_default=False)] = 0,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), group=TALK)] = False,
+) -> None:
+    """Optimize a model.
+
+    Parameters
+    ----------
+    model: Path
+        The .onnx file. Write ./targets for a file that is called like a command.
+    target: str
+        What to optimize for: 'optimize targets' lists them.
+    out: Path
+        Folder to write; default <model>.<target> here (<model>.optimized for target onnx). Replaced only if it
+        holds an earlier result.
+    data: str
+        Inputs: 'dir/*.npz' (a file per feed, input name to array; quote the pattern), a folder of pictures,
+        file.py:function (returns dicts), or random:N. Every fourth feed is held out for checking.
+    preprocess: str
+        How the model wants pictures: imagenet, or e.g. 'size=224 crop=center layout=nchw colour=rgb scale=255
+        mean=0.485,0.456,0.406 std=0.229,0.224,0.225'.
+    statistics: Path
+        Calibration of an earlier run (its statistics.npz), used instead of calibrating again.
+    metric: str
+        file.py:function; gets a callable model (dict in, dict out), returns a number, higher is better.
+    max_drop: float
+        How far the metric may fall below the original's.
+    min_sqnr: float
+        Least signal-to-noise ratio of every output, in dB; default 15 without --metric.
+    min_agreement: float
+        Least share of rows with the same best class; default 0.95 without --metric.
+    strict: bool
+        Fail (exit 4) instead of falling back to float or to the original.
+    threads: int
+        Threads to run and measure with; 0 means all cores.
+    seed: int
+        Seed of random inputs.
+    scheme: str
+        Ship this candidate if it passes the limits, whatever its speed.
+    passes: str
+        A pipeline of your own: 'optimize passes' lists what it may name.
+    verify_each: bool
+        Check validity and outputs after every pass.
+    dump: Path
+        Write the model after every pass into this folder.
+    bisect_limit: int
+        Run only the first N passes.
+    json: bool
+        Print the result as JSON.
+    verbose: int
+        Say more; twice for everything. Errors come with their traceback.
+    quiet: bool
+        Only errors on stderr, no table.
+    """
+    from optimizer import api, report
+    from optimizer.progress import Bar
+
+    with Bar(not quiet) as bar:
+        result = api.optimize(
+            model,
+            target=target,
+            data=data,
+            preprocess=preprocess,
+            out=out,
+            passes=passes,
+            scheme=scheme,
+            statistics=statistics,
+            metric=metric,
+            max_drop=max_drop,
+            min_sqnr=min_sqnr,
+            min_agreement=min_agreement,
+            strict=strict,
+            threads=threads,
+            seed=seed,
+            verify_each=verify_each,
+            dump=dump,
+            bisect_limit=bisect_limit,
+            progress=bar,
+        )
+    if json:
+        _print_json({"folder": str(result.folder), "model": str(result.model), "manifest": result.manifest})
+    elif not quiet:
+        report.show(report.summary(result.folder, result.manifest))
+
+
+JSON = Annotated[bool, Parameter(negative=(), help="Print JSON.")]
+
+
+@app.command
+def targets(*, json: JSON = False) -> None:
+    """List the targets, whether they are available here, and how to get them."""
+    from optimizer import registry, report
+    from optimizer import targets as table
+
+    rows = []
+    for name, target in table.targets().items():
+        missing = registry.load_backend(target.backend).available()
+        rows.append((name, missing, list(target.candidates), target.summary))
+    if json:
+        _print_json([dict(zip(("target", "missing", "schemes", "what"), row, strict=True)) for row in rows])
+        return
+    cells = [(name, missing or "yes", ", ".join(schemes), what) for name, missing, schemes, what in rows]
+    report.show(report.listing(("target", "available", "schemes", "what it gives"), cells))
+
+
+@app.command
+def passes(*, json: JSON = False) -> None:
+    """List the passes that --passes may name, with their options."""
+    from optimizer import report
+    from optimizer.listing import describe_passes
+
+    rows = describe_passes()
+    if json:
+        _print_json(rows)
+        return
+    cells = [[r["pass"], "\n".join(r["options"]) or "-", r["what"]] for r in rows]
+    report.show(report.listing(("pass", "options", "what it does"), cells))
+
+
+@app.command
+def inspect(model: Path, /, *, json: JSON = False) -> None:
+    """Show what a model is made of: operators, parameters, MACs, shapes, opset.
+
+    Parameters
+    ----------
+    model: Path
+        The .onnx file.
+    """
+    from optimizer import report
+    from optimizer.inspect import inspect as look
+
+    facts = look(model)
+    if json:
+        _print_json(facts)
+    else:
+        report.show(report.model(facts))
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code; the console script's entry point."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    traces = _logging(words)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(words or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _fail(_explain(error, words), 2, traces)
+    except OptimizeError as error:
+        return _fail(str(error), error.exit_code, traces)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", 130, False)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except BrokenPipeError:
+        return 0
+    except Exception as error:  # ours: whatever was not foreseen
+        text = f"internal error: {type(error).__name__}: {error}; please report it, with the output of -v"
+        return _fail(text, BugError.exit_code, traces)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """SIGTERM unwinds like Ctrl-C, so that temporary files go."""
+    raise SystemExit(128 + number)
+
+
+def _logging(words: Sequence[str]) -> bool:
+    """Sends log records to stderr, as many as -v and -q ask for. Returns whether errors show their traceback."""
+    level = sum(word.count("v") for word in words if word.strip("v") == "-") + words.count("--verbose")
+    quiet = "-q" in words or "--quiet" in words
+    handler = logging.StreamHandler(_Stderr())
+    handler.setFormatter(logging.Formatter("optimize: %(message)s"))
+    for name in ("optimizer", "passes", "backends"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(level, 2)])
+    return level > 0
+
+
+class _Stderr:
+    """Whatever sys.stderr is when something is written: a progress bar moves aside for it."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _fail(text: str, code: int, traces: bool) -> int:
+    if traces:
+        import traceback
+
+        traceback.print_exc()
+    sys.stderr.write(f"optimize: error: {text}\n")
+    return code
+
+
+def _explain(error: CycloptsError, words: Sequence[str]) -> str:
+    """cyclopts' message in one line, with what to do about the commonest mistakes."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingArgumentError) and "--target" in text and "--t" not in " ".join(words):
+        return "--target is missing: say what to optimize for, e.g. --target ort-int8 ('optimize targets' lists all)"
+    if isinstance(error, MissingArgumentError) and "MODEL" in text:
+        return "the model is missing: optimize MODEL --target TARGET"
+    if isinstance(error, UnusedCliTokensError):
+        extra = list(error.unused_tokens or [])
+        what = f"one model at a time, but '{extra[0]}' follows it" if extra else text
+        quoted = any(word.endswith((".npz", ".npy", ".png", ".jpg")) for word in extra)
+        return what + ("; quote the pattern: --data 'dir/*.npz'" if quoted else "; 'optimize --help' shows the usage")
+    return text

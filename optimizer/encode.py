@@ -1,0 +1,162 @@
+"""Graph to protobuf: the header and interface as they were read, nodes in order, initializers where they are read.
+
+A constant that several subgraphs read is written once, in the closest scope around them; one larger than `SMALL`
+always in the outermost, where it can be left out or written to a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from optimizer.graph import Constant, Graph, Node, Tensor
+from optimizer.stored import nbytes, tensor, tensor_proto
+
+SMALL = 1024  # bytes: smaller tensors always stay inside the file
+
+Homes = Mapping[int, list[Constant]]
+
+
+def to_model(graph: Graph, *, keep_weights: bool = True) -> onnx.ModelProto:
+    """The graph as one ModelProto (weights inside; at most 2 GiB).
+
+    With `keep_weights=False` initializers above 1 KiB are left out.
+    """
+    model, constants = frame(graph)
+    for constant in constants:
+        if keep_weights or nbytes(constant) <= SMALL:
+            model.graph.initializer.append(tensor(constant))
+    return model
+
+
+def frame(graph: Graph) -> tuple[onnx.ModelProto, list[Constant]]:
+    """Everything but the initializers of the outermost scope, and those initializers, in order of use."""
+    header = graph.header
+    assert header is not None
+    model = onnx.ModelProto()
+    model.CopyFrom(header.model)
+    model.ir_version = header.ir_version
+    used = {node.domain or "" for node in graph.walk()} | {""}
+    for domain, version in header.imports.items():
+        if domain in used:
+            model.opset_import.add(domain=domain, version=version)
+    homes = _homes(graph)
+    _write_scope(graph, model.graph, homes)
+    model.graph.input.extend(header.inputs)
+    model.graph.output.extend(header.outputs)
+    kept = graph.tensors()
+    annotations = [a for a in header.annotations if a.tensor_name in kept]
+    model.graph.quantization_annotation.extend(annotations)
+    named = {entry.value for a in annotations for entry in a.quant_parameter_tensor_names}
+    stay = graph.overridable | {n: t for n, t in graph.annotating.items() if n in named}
+    initializers = list({t.name: t for t in [*homes[id(graph)], *stay.values()]}.values())
+    if not {t.name for t in initializers} <= {v.name for v in header.inputs}:
+        model.ir_version = max(4, header.ir_version)  # before 4 every initializer had to be an input
+    return model, initializers
+
+
+def to_node(op: str, inputs: list[str], outputs: list[str], attrs: Mapping[str, Any]) -> onnx.NodeProto:
+    """A NodeProto of the standard domain with attributes held as in a `Node`."""
+    made = helper.make_node(op, inputs, outputs)
+    made.attribute.extend(_attribute(key, value, {}) for key, value in attrs.items())
+    return made
+
+
+def _homes(graph: Graph) -> Homes:
+    """The constants that each scope (by id) is to hold."""
+    place: dict[int, tuple[Constant, Graph]] = {}
+    for scope in graph.scopes():
+        for constant in _constants(scope):
+            _, home = place.get(id(constant), (constant, scope))
+            place[id(constant)] = constant, graph if nbytes(constant) > SMALL else _common(home, scope)
+    homes: dict[int, list[Constant]] = {id(scope): [] for scope in graph.scopes()}
+    for constant, home in place.values():
+        if constant.name not in graph.overridable:
+            homes[id(home)].append(constant)
+    return homes
+
+
+def _constants(scope: Graph) -> Iterator[Constant]:
+    read = (t for tensors in [*(n.inputs for n in scope.nodes), scope.outputs] for t in tensors)
+    return (t for t in read if isinstance(t, Constant) and t.name)
+
+
+def _common(a: Graph, b: Graph) -> Graph:
+    """The innermost scope around both."""
+    around = {id(scope) for scope in _around(a)}
+    return next(scope for scope in _around(b) if id(scope) in around)
+
+
+def _around(scope: Graph | None) -> Iterator[Graph]:
+    while scope is not None:
+        yield scope
+        scope = scope.parent
+
+
+def _write_scope(graph: Graph, proto: onnx.GraphProto, homes: Homes) -> None:
+    proto.name, proto.doc_string = graph.ir.name or "graph", graph.ir.doc_string or ""
+    for key, value in graph.metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    interface = {t.name for t in [*graph.inputs, *graph.outputs]}
+    for node in graph.nodes:
+        proto.node.append(_node(node, homes))
+        for made in node.outputs:
+            if made.name not in interface and (info := _value_info(made)) is not None:
+                proto.value_info.append(info)
+
+
+def _node(node: Node, homes: Homes) -> onnx.NodeProto:
+    inputs, outputs = [t.name for t in node.inputs], [t.name for t in node.outputs]
+    made = helper.make_node(
+        node.op,
+        inputs,
+        outputs,
+        name=node.name,
+        domain=node.domain or "",
+        doc_string=node.doc or None,
+        overload=node.overload or None,
+    )
+    made.attribute.extend(_attribute(key, value, homes) for key, value in node.attrs.items())
+    for key, value in node.metadata.items():
+        made.metadata_props.add(key=key, value=value)
+    made.device_configurations.extend(node.devices)
+    return made
+
+
+def _value_info(made: Tensor) -> onnx.ValueInfoProto | None:
+    kind = getattr(made, "type", "tensor_type")
+    if isinstance(kind, onnx.TypeProto):
+        return onnx.ValueInfoProto(name=made.name, type=kind)
+    if isinstance(made, Constant) or not made.name or made.dtype is None:
+        return None
+    return helper.make_tensor_value_info(made.name, helper.np_dtype_to_tensor_dtype(np.dtype(made.dtype)), made.shape)
+
+
+def _attribute(key: str, value: Any, homes: Homes) -> onnx.AttributeProto:
+    if isinstance(value, onnx.AttributeProto):
+        return value
+    if isinstance(value, Constant):
+        return helper.make_attribute(key, tensor(value))
+    if isinstance(value, np.ndarray):
+        return helper.make_attribute(key, tensor_proto(value, ""))
+    if isinstance(value, Graph):
+        return helper.make_attribute(key, _body(value, homes))
+    if isinstance(value, list) and not value:
+        return helper.make_attribute(key, value, attr_type=onnx.AttributeProto.INTS)
+    return helper.make_attribute(key, value)
+
+
+def _body(graph: Graph, homes: Homes) -> onnx.GraphProto:
+    proto = onnx.GraphProto()
+    _write_scope(graph, proto, homes)
+    for made in graph.inputs:
+        info = proto.input.add()
+        info.CopyFrom(graph.declared.get(made.name) or _value_info(made) or info)
+        info.name = made.name
+    proto.output.extend(_value_info(t) or onnx.ValueInfoProto(name=t.name) for t in graph.outputs)
+    proto.initializer.extend(tensor(c) for c in homes[id(graph)])
+    return proto

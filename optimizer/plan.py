@@ -1,0 +1,61 @@
+"""Which pipelines a run builds: the float passes that all candidates share, and the tail that ends each of them.
+
+`--passes TEXT` takes the place of the target's own pipelines: what stands before its first lossy pass is the float
+part, the rest is the one candidate beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import takewhile
+
+from optimizer import pipeline
+from optimizer.errors import UserError
+from optimizer.pipeline import Pass
+from optimizer.targets import Target
+
+FLOAT = "float"
+CUSTOM = "passes"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`tails` maps a scheme to the passes that follow `prepare`, without the float scheme, whose tail is empty.
+
+    `forced`: the scheme that must be shipped if it passes the gate, however fast it is.
+    """
+
+    prepare: tuple[Pass, ...]
+    tails: Mapping[str, tuple[Pass, ...]]
+    forced: str | None = None
+
+    def text(self, scheme: str) -> str:
+        """The whole pipeline of one scheme, as `--passes` takes it."""
+        return pipeline.text([*self.prepare, *self.tails.get(scheme, ())])
+
+
+def make_plan(target: Target, passes: str | None, scheme: str | None) -> Plan:
+    """Raises PipelineError for a text that names no passes, UserError for a scheme that the target does not have."""
+    if passes is not None:
+        sequence = pipeline.build(passes)
+        prepare = tuple(takewhile(lambda one: not is_lossy([one]), sequence))
+        rest = sequence[len(prepare) :]
+        tails = {CUSTOM: rest} if rest else {}
+    else:
+        prepare = pipeline.build(target.prepare)
+        tails = {name: pipeline.build(text) for name, text in target.candidates.items() if name != FLOAT}
+    if scheme is None:
+        return Plan(prepare, tails)
+    if scheme not in (FLOAT, *tails):
+        names = [FLOAT, *tails]
+        near = get_close_matches(scheme, names, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"target '{target.name}' has no scheme '{scheme}'; {hint}It has: {', '.join(names)}")
+    return Plan(prepare, {scheme: tails[scheme]} if scheme in tails else {}, scheme)
+
+
+def is_lossy(passes: Iterable[Pass]) -> bool:
+    """True where a pass, or a pass inside one, may change outputs beyond rounding."""
+    return any(one.lossy or is_lossy(getattr(one, "children", ())) for one in passes)

@@ -1,0 +1,144 @@
+"""Results for people: tables made from the same dictionaries that `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+NONE = "-"
+
+
+def show(*parts: RenderableType) -> None:
+    """Prints to stdout; plain text, not cut to a width, where that is no terminal."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    for part in parts:
+        console.print(part)
+
+
+def summary(folder: Path, manifest: Mapping[str, Any]) -> RenderableType:
+    """What an optimize run made: one line, then one row per variant, the shipped one marked."""
+    output, source = manifest["output"], manifest["source"]
+    size = _bytes(output["bytes"] + sum(f["bytes"] for f in output["data"]))
+    head = Text.assemble(
+        (str(folder / output["file"]), "bold"),
+        f"  {manifest['target']}, {manifest['shipped']} shipped; {size}, ",
+        f"{output['nodes']} nodes (was {source['nodes']})",
+    )
+    if len(manifest["candidates"]) == 2 and not manifest["measured"]["latency"]:
+        return Group(head, _checked(manifest["checked"]))
+    return Group(head, _variants(manifest))
+
+
+def _checked(checked: Mapping[str, Any]) -> Text:
+    if not checked["outputs"]:
+        return Text(f"  outputs not compared: {checked['reason']}")
+    return Text(f"  outputs equal the original's on {checked['feeds']} inputs (largest error {checked['max_abs']:.2g})")
+
+
+def _variants(manifest: Mapping[str, Any]) -> Table:
+    rows = [_row(c, manifest) for c in manifest["candidates"]]
+    titles = ["", "size", "nodes", "latency", "speed", "SQNR", "same top-1", "metric", ""]
+    kept = [at for at in range(len(titles)) if any(row[at] not in (NONE, "") for row in rows)]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for at in kept:
+        table.add_column(titles[at], justify="right" if titles[at] else "left", no_wrap=bool(titles[at]))
+    for row in rows:
+        shipped = row[0] == manifest["shipped"]
+        row[0] = f"{'>' if shipped else ' '} {row[0]}"
+        table.add_row(*(Text(row[at]) for at in kept), style="bold" if shipped else None)
+    return table
+
+
+def _row(candidate: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
+    latency = manifest["measured"]["latency"].get(candidate["scheme"])
+    outputs = candidate["fidelity"]["outputs"].values()
+    metric = candidate["fidelity"]["metric"]
+    return [
+        candidate["scheme"],
+        _bytes(candidate["bytes"]),
+        NONE if candidate["nodes"] is None else str(candidate["nodes"]),
+        f"{latency['median_ms']:.3g} ms" if latency else NONE,
+        f"{latency['speedup']:.2f}x" if latency else NONE,
+        _worst(outputs),
+        _least(o["agreement"] for o in outputs if o.get("agreement") is not None),
+        NONE if metric is None else f"{metric:.4g}",
+        candidate["reason"] or "",
+    ]
+
+
+def _worst(outputs: Iterable[Mapping[str, Any]]) -> str:
+    """The lowest SQNR of all outputs."""
+    rows = list(outputs)
+    if not rows or any("broken" in row for row in rows):
+        return NONE
+    values = [row["sqnr_db"] for row in rows if not row.get("exact")]
+    if any(value is None for value in values):
+        return "none"
+    return f"{min(values):.1f} dB" if values else "equal"
+
+
+def _least(shares: Iterable[float]) -> str:
+    lowest = min(shares, default=None)
+    return NONE if lowest is None else f"{lowest:.1%}"
+
+
+def _bytes(size: int | None) -> str:
+    if size is None:
+        return NONE
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size} B"
+
+
+def _count(number: int) -> str:
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return str(number)
+
+
+def model(facts: Mapping[str, Any]) -> RenderableType:
+    """What `optimize inspect` found."""
+    opsets = ", ".join(f"{domain} {version}" for domain, version in facts["opset"].items())
+    weights = ", ".join(f"{dtype} {_bytes(size)}" for dtype, size in facts["weights"].items())
+    assumed = facts["macs_assume_one"]
+    note = f" (with 1 for {', '.join(assumed[:3])}{' and others' if len(assumed) > 3 else ''})" if assumed else ""
+    about = Table.grid(padding=(0, 2))
+    for key, value in (
+        ("file", f"{facts['file']}, {_bytes(facts['bytes'])}"),
+        ("opset", f"{opsets}; IR {facts['ir_version']}{'; ' + facts['producer'] if facts['producer'] else ''}"),
+        ("parameters", f"{_count(facts['parameters'])} ({weights or 'none'})"),
+        ("MACs", f"{_count(facts['macs'])} at batch 1{note}"),
+        *(("input", f"{name}: {kind}") for name, kind in facts["inputs"].items()),
+        *(("input", f"{name}: {kind}, has a default") for name, kind in facts["defaults"].items()),
+        *(("output", f"{name}: {kind}") for name, kind in facts["outputs"].items()),
+        ("nodes", f"{facts['nodes']} in {1 + facts['subgraphs']} graph{'s' if facts['subgraphs'] else ''}"),
+    ):
+        about.add_row(key, Text(value))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("operator")
+    for title in ("count", "MACs", "share"):
+        table.add_column(title, justify="right")
+    for name, row in facts["operators"].items():
+        share = f"{row['macs'] / facts['macs']:.1%}" if row["macs"] else ""
+        table.add_row(name, str(row["count"]), _count(row["macs"]) if row["macs"] else "", share)
+    return Group(about, table)
+
+
+def listing(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A plain table."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

@@ -1,0 +1,31 @@
+"""Housekeeping that leaves every computed number as it is: fewer nodes, fewer and smaller initializers.
+
+Constant nodes become initializers, no-ops and inference-time Dropout disappear, equal initializers are merged,
+results that nobody reads are not computed. One idea a file: constants, dropout, dead, movement and value no-ops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from optimizer.context import Context
+from optimizer.graph import Graph
+from optimizer.pipeline import Pass
+from optimizer.rewrite import apply_rules
+from passes.cleanup import movement, values
+from passes.cleanup.constants import lift_constants, merge_duplicates
+from passes.cleanup.dead import drop_dropout, drop_unused_results, take_branches
+
+
+@dataclass(frozen=True)
+class Cleanup(Pass):
+    """Removes what computes nothing: dead code, identities, no-ops, Constant nodes, duplicate initializers."""
+
+    name: ClassVar[str] = "cleanup"
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        count = lift_constants(graph) + take_branches(graph) + drop_dropout(graph)
+        count += sum(apply_rules(graph, movement.RULES + values.RULES).values())
+        count += merge_duplicates(graph) + drop_unused_results(graph)
+        return count + graph.sweep()

@@ -1,0 +1,90 @@
+"""Constant nodes become initializers (H5), and initializers of equal content become one (H4).
+
+Equal means the same dtype, shape and bytes, so NaN payloads and the sign of zero count. Stored weights are compared
+by a digest streamed from the file, and only where another initializer has their dtype and shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import onnx
+
+from optimizer.graph import Constant, Graph, Node, peek
+from optimizer.stored import chunks
+
+Key = tuple[Hashable, ...]
+
+
+def lift_constants(graph: Graph) -> int:
+    """Turns the Constant nodes of every scope into initializers of that scope; sparse ones are kept."""
+    count = 0
+    for scope in graph.scopes():
+        for node in list(scope.nodes):
+            if node.op == "Constant" and not node.domain and (values := _value(node)) is not None:
+                _lift(scope, node, values)
+                count += 1
+    return count
+
+
+def _lift(scope: Graph, node: Node, values: Any) -> None:
+    out = node.outputs[0]
+    name = scope.fresh(out.name) if scope.is_output(out) else out.name
+    scope.remove(node)
+    scope.replace(out, Constant(name, values))
+
+
+def _value(node: Node) -> Any:
+    """What a Constant node holds: an array or stored weights; None for a sparse tensor."""
+    for kind, value in node.attrs.items():
+        if isinstance(value, Constant):
+            return value._values
+        if isinstance(value, np.ndarray):
+            return value
+        if kind in ("value_float", "value_floats"):
+            return np.array(value, np.float32)
+        if kind in ("value_int", "value_ints"):
+            return np.array(value, np.int64)
+        if kind in ("value_string", "value_strings"):
+            return np.array(value, object)
+        assert isinstance(value, onnx.AttributeProto), f"Constant holds {kind}"
+    return None
+
+
+def merge_duplicates(graph: Graph) -> int:
+    """Readers of equal initializers, in any scope, come to read the first of them; returns how many readings changed.
+
+    An initializer that callers may override or that is a graph output stays.
+    """
+    keys = _keys([c for c in graph.constants().values() if graph.is_constant(c) and not graph.is_output(c)])
+    first: dict[Key, Constant] = {}
+    count = 0
+    for node in graph.walk():
+        for index, tensor in enumerate(node.inputs):
+            if not isinstance(tensor, Constant) or (key := keys.get(id(tensor))) is None:
+                continue
+            kept = first.setdefault(key, tensor)
+            if kept is not tensor:
+                graph.set_input(node, index, kept)
+                count += 1
+    return count
+
+
+def _keys(constants: list[Constant]) -> dict[int, Key]:
+    """A key of content for every initializer that another one may equal."""
+    kinds = {id(c): (str(c.dtype), tuple(c.shape)) for c in constants}
+    alike = Counter(kinds.values())
+    return {id(c): (*kinds[id(c)], _digest(c)) for c in constants if alike[kinds[id(c)]] > 1}
+
+
+def _digest(constant: Constant) -> bytes:
+    if constant.dtype == object:
+        return repr(peek(constant).tolist()).encode()
+    digest = hashlib.sha256()
+    for piece in chunks(constant):
+        digest.update(piece)
+    return digest.digest()

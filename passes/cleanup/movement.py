@@ -1,0 +1,239 @@
+"""Operators that move data and here move nothing: each rule returns its input in place of the result.
+
+Rules marked `shape_safe` prove equal shapes themselves; for the others the engine demands that both shapes are known
+and equal for all values of the symbols (G3). IDs are those of the rewrite catalogue (N1 to N14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from optimizer import shapes
+from optimizer.graph import Array, Dim, Graph, Node, Tensor
+from optimizer.match import Match
+from optimizer.ops import axes
+from optimizer.rewrite import Draft, rule
+
+FAR = 2**31 - 1  # an `end` of Slice that no dim reaches; exporters write this or 2**63-1
+
+
+def producer(tensor: Tensor, op: str) -> Node | None:
+    """The standard node of this operator that makes `tensor` as its first output, or None."""
+    node: Node | None = tensor.inputs[0] if tensor.inputs else None
+    return node if node and node.op == op and not node.domain and node.outputs[0] is tensor else None
+
+
+def ints(make: Draft, node: Node, position: int, attr: str) -> list[int] | None:
+    """A list of integers from an attribute (older operator sets) or a constant input; None where it is neither."""
+    value: Sequence[int] | Array | None = make.attr(node, attr)
+    if value is None and len(node.inputs) > position and node.inputs[position].name:
+        value = make.array(node.inputs[position])
+    return None if value is None else [int(v) for v in np.asarray(value).reshape(-1)]
+
+
+def given(node: Node, position: int, attr: str) -> bool:
+    return attr in node.attrs or (len(node.inputs) > position and bool(node.inputs[position].name))
+
+
+@rule("Identity(x)", shape_safe=True)
+def identity(m: Match, make: Draft) -> Tensor | None:
+    """H1. An Identity that gives a graph output its name stays, unless its producer can take that name over."""
+    out, x, scope = m.root.outputs[0], m["x"], m.root.scope
+    named = x.inputs and x.inputs[0].scope is scope and not m.graph.is_output(x)
+    return None if m.graph.is_output(out) and not named else x
+
+
+@rule("Transpose(x)", shape_safe=True)
+def transpose_identity(m: Match, make: Draft) -> Tensor | None:
+    """N3. The axes keep their order, or only axes of size 1 change place and every dim stays where it was."""
+    x, perm = m["x"], make.attr(m.root, "perm")
+    if perm is not None and list(perm) == list(range(len(perm))):
+        return x
+    if x.shape is None:
+        return None
+    perm = perm or range(len(x.shape))[::-1]
+    moved = [p for p in perm if x.shape[p] != 1]
+    same = shapes.same_shape(m.root.outputs[0], x) or len(x.shape) < 2
+    return x if moved == sorted(moved) and same else None
+
+
+@rule("Reshape(x, shape)", shape_safe=True)
+def reshape_same(m: Match, make: Draft) -> Tensor | None:
+    """N4. Same shape, or a target that copies every dim (0) but at most one, which is then what is left (-1)."""
+    x, target = m["x"], make.array(m["shape"])
+    if shapes.same_shape(m.root.outputs[0], x):
+        return x
+    if target is None or x.shape is None or len(target) != len(x.shape) or make.attr(m.root, "allowzero"):
+        return None
+    free = [t for t, d in zip(target.tolist(), x.shape, strict=True) if t != 0 and not (t == d and t > 0)]
+    return x if free in ([], [-1]) else None
+
+
+@rule("Flatten(x)")
+def flatten_matrix(m: Match, make: Draft) -> Tensor | None:
+    """N5. A matrix cut after its first axis is itself; the engine compares the dims."""
+    return m["x"]
+
+
+@rule("Unsqueeze(x, axes?)", shape_safe=True)
+def unsqueeze_nothing(m: Match, make: Draft) -> Tensor | None:
+    """N6. No axes to insert. A missing list is invalid here, so it is left to the runtime."""
+    return m["x"] if ints(make, m.root, 1, "axes") == [] else None
+
+
+@rule("Squeeze(x, axes?)")
+def squeeze_nothing(m: Match, make: Draft) -> Tensor | None:
+    """N6. No dim of size 1 to remove: without axes every dim must be a number other than 1."""
+    x = m["x"]
+    if given(m.root, 1, "axes") and ints(make, m.root, 1, "axes") != []:
+        return None
+    known = shapes.static(x)
+    return None if known is None or 1 in known else x
+
+
+@rule("Squeeze(y, axes?)", shape_safe=True)
+def squeeze_unsqueeze(m: Match, make: Draft) -> Tensor | None:
+    """N6. Removes exactly the axes that were just inserted."""
+    inner = producer(m["y"], "Unsqueeze")
+    return None if inner is None else _undone(m.graph, m.root, inner, m["y"])
+
+
+@rule("Unsqueeze(y, axes?)", shape_safe=True)
+def unsqueeze_squeeze(m: Match, make: Draft) -> Tensor | None:
+    """N6. Inserts exactly the axes that were just removed, which were of size 1."""
+    inner = producer(m["y"], "Squeeze")
+    return None if inner is None else _undone(m.graph, m.root, inner, inner.inputs[0])
+
+
+def _undone(graph: Graph, outer: Node, inner: Node, full: Tensor) -> Tensor | None:
+    """The inner node's input where both name the same axes of the tensor that has them all."""
+    rank = None if full.shape is None else len(full.shape)
+    mine, its = axes(graph, outer, rank), axes(graph, inner, rank)
+    tensor: Tensor = inner.inputs[0]
+    return tensor if mine and mine == its else None
+
+
+@rule("Slice(x, *rest)", shape_safe=True)
+def slice_everything(m: Match, make: Draft) -> Tensor | None:
+    """N7. From the first element to beyond the last, step 1, on every axis named (OnnxSlim#277: -1 is not the end)."""
+    x, node = m["x"], m.root
+    starts, ends = ints(make, node, 1, "starts"), ints(make, node, 2, "ends")
+    if starts is None or ends is None:
+        return None
+    if len(node.inputs) > 4 and node.inputs[4].name and set(ints(make, node, 4, "steps") or [0]) != {1}:
+        return None
+    which = ints(make, node, 3, "axes") if given(node, 3, "axes") else list(range(len(starts)))
+    if which is None:
+        return None
+    dims = [x.shape[a] if x.shape is not None and -len(x.shape) <= a < len(x.shape) else None for a in which]
+    return x if all(_whole(*each) for each in zip(starts, ends, dims, strict=True)) else None
+
+
+def _whole(start: int, end: int, dim: Dim) -> bool:
+    if isinstance(dim, int):
+        return (start == 0 or start <= -dim) and end >= dim
+    return start == 0 and end >= FAR
+
+
+@rule("Pad(x, *rest)", shape_safe=True)
+def pad_nothing(m: Match, make: Draft) -> Tensor | None:
+    """N8. All pads are zero; the mode and the value do not matter then."""
+    pads = ints(make, m.root, 1, "paddings" if m.graph.opset < 2 else "pads")
+    return m["x"] if pads is not None and not any(pads) else None
+
+
+@rule("Concat(x)", shape_safe=True)
+def concat_one(m: Match, make: Draft) -> Tensor | None:
+    """N9. One operand."""
+    return m["x"]
+
+
+@rule("Concat(*xs)")
+def concat_empty(m: Match, make: Draft) -> Tensor | None:
+    """N9. Operands of size 0 along the axis add nothing; all must have the same known rank."""
+    xs, axis = m.lists["xs"], make.attr(m.root, "axis")
+    if axis is None or len({None if x.shape is None else len(x.shape) for x in xs}) != 1 or xs[0].shape is None:
+        return None
+    full = [x for x in xs if x.shape[axis] != 0]
+    if len(full) == len(xs) or not full:
+        return None
+    return make.node("Concat", *full, attrs={"axis": axis})
+
+
+@rule("Split(x, *rest)", shape_safe=True)
+def split_one(m: Match, make: Draft) -> Tensor | None:
+    """N10. One output takes everything."""
+    return m["x"] if len(m.root.outputs) == 1 else None
+
+
+@rule("Expand(x, shape)", shape_safe=True)
+def expand_nothing(m: Match, make: Draft) -> Tensor | None:
+    """N11. A target of ones, or one that gives x's own shape. Expand broadcasts both ways, so a 1 never shrinks x."""
+    x, target = m["x"], make.array(m["shape"])
+    if shapes.same_shape(m.root.outputs[0], x):
+        return x
+    if target is None or x.shape is None or len(target) > len(x.shape):
+        return None
+    pairs = zip(target[::-1].tolist(), list(x.shape)[::-1], strict=False)
+    return x if all(t in (1, d) for t, d in pairs) else None
+
+
+@rule("Tile(x, repeats)", shape_safe=True)
+def tile_nothing(m: Match, make: Draft) -> Tensor | None:
+    """N11. Every axis is repeated once."""
+    repeats = make.array(m["repeats"])
+    return m["x"] if repeats is not None and np.all(repeats == 1) else None
+
+
+@rule("Resize|Upsample(x, *rest)", shape_safe=True)
+def resize_nothing(m: Match, make: Draft) -> Tensor | None:
+    """N14. Scale 1 samples every element at its own place; not so for cropping and for tf_half_pixel_for_nn."""
+    node = m.root
+    if make.attr(node, "coordinate_transformation_mode") in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
+        return None
+    if len(node.inputs) > 3 and node.inputs[3].name:  # sizes
+        return m["x"] if shapes.same_shape(m["x"], node.outputs[0]) else None
+    place = 2 if node.op == "Resize" and m.graph.opset > 10 else 1
+    scales = make.attr(node, "scales") if place == 1 else None
+    if scales is None and len(node.inputs) > place and node.inputs[place].name:
+        scales = make.array(node.inputs[place])
+    return m["x"] if scales is not None and len(scales) and np.all(np.asarray(scales) == 1) else None
+
+
+@rule("AveragePool(x)", shape_safe=True)
+def pool_one(m: Match, make: Draft) -> Tensor | None:
+    """N15. Windows of one element at every place. (MaxPool is left alone: ONNX Runtime's drops NaN.)"""
+    lists = [make.attr(m.root, name) or [] for name in ("kernel_shape", "strides", "dilations")]
+    pads = make.attr(m.root, "pads") or []
+    return m["x"] if all(v == 1 for each in lists for v in each) and not any(pads) else None
+
+
+@rule("GlobalAveragePool(x)", shape_safe=True)
+def global_pool_one(m: Match, make: Draft) -> Tensor | None:
+    """N15. One element per channel already."""
+    x = m["x"]
+    return x if x.shape is not None and all(d == 1 for d in x.shape[2:]) else None
+
+
+RULES = (
+    identity,
+    transpose_identity,
+    reshape_same,
+    flatten_matrix,
+    unsqueeze_nothing,
+    unsqueeze_squeeze,
+    squeeze_nothing,
+    squeeze_unsqueeze,
+    slice_everything,
+    pad_nothing,
+    concat_one,
+    concat_empty,
+    split_one,
+    expand_nothing,
+    tile_nothing,
+    resize_nothing,
+    pool_one,
+    global_pool_one,
+)

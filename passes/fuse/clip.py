@@ -1,0 +1,63 @@
+"""Clip and Relu in a row become one Clip.
+
+    Clip(Clip(x, a, b), c, d) = Clip(x, clamp(a, c, d), clamp(b, c, d))        where a <= b and c <= d
+
+because clamping is monotone: the inner bounds move through the outer ones. Relu is Clip(x, 0), so a negative b turns
+Relu(Clip(x, a, b)) into the constant 0 = Clip(x, 0, 0), not into Clip(x, 0, b). (E1, E2 of the usual catalogues.)
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from optimizer.graph import Node, Tensor
+from optimizer.match import Match
+from optimizer.ops import scalar
+from optimizer.rewrite import Draft, rule
+
+
+def bounds(make: Draft, clip: Node) -> tuple[float, float] | None:
+    """Lower and upper bound of a Clip, infinite where absent; None where one is not constant or they cross.
+
+    A Relu counts as a Clip from 0.
+    """
+    if clip.op == "Relu":
+        return 0.0, math.inf
+    if make.graph.opset < 11:
+        low, high = clip.attrs.get("min", -math.inf), clip.attrs.get("max", math.inf)
+        return (low, high) if low <= high else None
+    given = [t if t.name else None for t in clip.inputs[1:3]]
+    values = [math.inf * sign for sign in (-1, 1)]
+    for i, tensor in enumerate(given):
+        if tensor is None:
+            continue
+        value = scalar(make.graph, tensor)
+        if value is None or math.isnan(value):
+            return None
+        values[i] = value
+    return (values[0], values[1]) if values[0] <= values[1] else None
+
+
+def _clip(m: Match, make: Draft, low: float, high: float) -> Tensor | None:
+    """Clip(x, low, high) in the dtype of the match's tensors; a bound that is infinite is left out."""
+    out = m.root.outputs[0]
+    if make.graph.opset < 11:
+        pairs = (("min", low), ("max", high))
+        return make.node("Clip", m["x"], attrs={k: float(v) for k, v in pairs if math.isfinite(v)})
+    if out.dtype is None:
+        return None
+    limits = [make.constant(np.array(v, out.dtype), "bound") if math.isfinite(v) else None for v in (low, high)]
+    while limits and limits[-1] is None:
+        limits.pop()
+    return make.node("Clip", m["x"], *limits)
+
+
+@rule("Clip(Clip|Relu(x, *inner), *outer)", "Relu(Clip(x, *inner))")
+def clip_clip(m: Match, make: Draft) -> Tensor | None:
+    inner, outer = bounds(make, m.nodes[1]), bounds(make, m.root)
+    if inner is None or outer is None:
+        return None
+    low, high = (min(max(v, outer[0]), outer[1]) for v in inner)
+    return _clip(m, make, low, high)

@@ -1,0 +1,83 @@
+"""Padding with zeros before an operator that pads with zeros itself becomes part of its own pads.
+
+Conv multiplies what it pads by the weights, and 0 is 0 either way. AveragePool counts explicit zeros as elements, so
+its count_include_pad becomes 1, which changes nothing else where it had no pads of its own or counted them already.
+MaxPool pads with the lowest value, not with 0: it is left alone. (W8, W9 of the usual catalogues.)
+"""
+
+from __future__ import annotations
+
+from optimizer.graph import Node, Tensor
+from optimizer.match import Match
+from optimizer.ops import scalar
+from optimizer.rewrite import Draft, rule
+
+
+def _zeros(m: Match, make: Draft, rank: int) -> list[int] | None:
+    """Begins, then ends, of the matched Pad along the spatial axes; None unless it adds only zeros, only there."""
+    pad = m.node("Pad")
+    if make.attr(pad, "mode") != "constant":
+        return None
+    amounts, value, axes = _inputs(pad, make)
+    if amounts is None or value != 0 or min(amounts, default=0) < 0:
+        return None
+    axes = list(range(rank)) if axes is None else [a % rank for a in axes]
+    if len(amounts) != 2 * len(axes) or len(set(axes)) != len(axes):
+        return None
+    full = [0] * (2 * rank)
+    for i, axis in enumerate(axes):
+        full[axis], full[rank + axis] = amounts[i], amounts[len(axes) + i]
+    if any(full[:2] + full[rank : rank + 2]):
+        return None
+    return full[2:rank] + full[rank + 2 :]
+
+
+def _inputs(pad: Node, make: Draft) -> tuple[list[int] | None, float | None, list[int] | None]:
+    """Amounts, value and axes of a Pad; amounts None where any of them is not constant."""
+    if "pads" in pad.attrs:  # operator sets before 11
+        return list(pad.attrs["pads"]), make.attr(pad, "value"), None
+    given = {i: t for i, t in enumerate(pad.inputs) if t.name}
+    arrays = {i: make.array(t) for i, t in given.items() if i in (1, 3)}
+    value = scalar(make.graph, given[2]) if 2 in given else 0
+    if 1 not in arrays or any(a is None for a in arrays.values()):
+        return None, value, None
+    lists = {i: [int(v) for v in a.reshape(-1)] for i, a in arrays.items() if a is not None}
+    return lists[1], value, lists.get(3)
+
+
+def _own(node: Node, make: Draft, spatial: int) -> list[int] | None:
+    """The operator's own pads; None where it computes them from the size of its input."""
+    auto = make.attr(node, "auto_pad")
+    if auto == "VALID":
+        return [0] * (2 * spatial)
+    return list(make.attr(node, "pads") or [0] * (2 * spatial)) if auto == "NOTSET" else None
+
+
+@rule("Conv(Pad(x, *how), w, b?)")
+def pad_conv(m: Match, make: Draft) -> Tensor | None:
+    conv = m.root
+    if m["w"].shape is None:
+        return None
+    rank = len(m["w"].shape)
+    extra, own = _zeros(m, make, rank), _own(conv, make, rank - 2)
+    if extra is None or own is None:
+        return None
+    attrs = {k: v for k, v in conv.attrs.items() if k != "auto_pad"}
+    attrs["pads"] = [a + b for a, b in zip(extra, own, strict=True)]
+    return make.node("Conv", m["x"], m["w"], m.get("b"), attrs=attrs)
+
+
+@rule("AveragePool(Pad(x, *how))")
+def pad_average_pool(m: Match, make: Draft) -> Tensor | None:
+    pool = m.root
+    kernel = list(pool.attrs["kernel_shape"])
+    extra, own = _zeros(m, make, len(kernel) + 2), _own(pool, make, len(kernel))
+    if extra is None or own is None or make.attr(pool, "ceil_mode"):
+        return None
+    if any(own) and not make.attr(pool, "count_include_pad"):
+        return None
+    pads = [a + b for a, b in zip(extra, own, strict=True)]
+    if any(p >= k for p, k in zip(pads, kernel * 2, strict=True)):  # runtimes refuse windows of pads alone
+        return None
+    attrs = {k: v for k, v in pool.attrs.items() if k != "auto_pad"}
+    return make.node("AveragePool", m["x"], attrs=attrs | {"pads": pads, "count_include_pad": 1})

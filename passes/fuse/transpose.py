@@ -1,0 +1,31 @@
+"""Transposes in a row become one, or none.
+
+    y = transpose(x, p), z = transpose(y, q):  axis i of z is axis q[i] of y, which is axis p[q[i]] of x
+
+(S1 of the usual catalogues.)
+"""
+
+from __future__ import annotations
+
+from optimizer.graph import Node, Tensor
+from optimizer.match import Match
+from optimizer.rewrite import Draft, rule
+from passes.fuse.arrays import rank
+
+
+def _permutation(node: Node, x: Tensor) -> list[int] | None:
+    """The axes a Transpose takes, in order; its default reverses them, for which x's rank must be known."""
+    written, n = node.attrs.get("perm"), rank(x)
+    if written is not None:
+        return list(written)
+    return None if n is None else list(range(n))[::-1]
+
+
+@rule("Transpose(Transpose(x))", shape_safe=True)
+def transpose_transpose(m: Match, make: Draft) -> Tensor | None:
+    x = m["x"]
+    outer, inner = (_permutation(node, x) for node in m.nodes)
+    if inner is None or outer is None:
+        return None
+    composed = [inner[axis] for axis in outer]
+    return x if composed == sorted(composed) else make.node("Transpose", x, attrs={"perm": composed})

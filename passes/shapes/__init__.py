@@ -1,0 +1,142 @@
+"""Shape arithmetic that is known before any input is: exporters compute at run time what the graph already says.
+
+The interpreter gives every small integer tensor as expressions over the inputs' symbolic dims. From that follow
+constants (C4), Reshape to a constant target (C5), no-ops (N4, N7, N11 with symbols), and one computation in place of
+several that give the same numbers (C13, C10 and C11 where the numbers are dims of one tensor).
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Hashable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import ClassVar
+
+import numpy as np
+
+from optimizer import shapes
+from optimizer.context import Context
+from optimizer.graph import Array, Graph, Node, Tensor
+from optimizer.ops import is_pure
+from optimizer.pipeline import Pass
+from passes.shapes.elements import RULES
+from passes.shapes.interpret import Interpreter
+from passes.shapes.target import constant_target
+
+
+@dataclass(frozen=True)
+class Run:
+    """Elements of an integer tensor: all of them, or those from `start` to `end`."""
+
+    tensor: Tensor
+    start: int = 0
+    end: int = 0
+
+
+Seen = ChainMap[Hashable, Run]  # by elements; whole tensors by dtype and shape too
+
+
+@dataclass(frozen=True)
+class Shapes(Pass):
+    """Computes shapes ahead of time, as numbers or as symbols of the model's inputs."""
+
+    name: ClassVar[str] = "shapes"
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        shapes.infer(graph)
+        return _scope(graph, Interpreter(graph), ChainMap())
+
+
+def _scope(scope: Graph, facts: Interpreter, seen: Seen) -> int:
+    count = 0
+    for node in list(scope.nodes):
+        count += sum(_scope(body, facts, seen.new_child()) for body in node.bodies())
+        if node.domain or node.op in ("Identity", "Constant") or not is_pure(node):
+            continue
+        count += _as_constants(scope, node, facts) or _rewrite(scope, node, facts) or _reuse(scope, node, facts, seen)
+    return count
+
+
+def _as_constants(scope: Graph, node: Node, facts: Interpreter) -> int:
+    """Readers of integers that are all known read an initializer."""
+    known = {id(t): v for t in node.outputs if t.name and (v := _numbers(t, facts)) is not None}
+    if len(known) != sum(bool(t.name) for t in node.outputs) or not known:
+        return 0
+    outputs = list(node.outputs)
+    scope.remove(node)
+    for out in outputs:
+        if out.name:
+            scope.replace(out, scope.constant(known[id(out)], out.name))
+    return 1
+
+
+def _numbers(tensor: Tensor, facts: Interpreter) -> Array | None:
+    values = facts.values(tensor)
+    if values is None or any(e.value is None for e in values.reshape(-1)):
+        return None
+    return np.array([e.value for e in values.reshape(-1)], np.dtype(tensor.dtype)).reshape(values.shape)
+
+
+def _rewrite(scope: Graph, node: Node, facts: Interpreter) -> int:
+    """Moves no data: gone. Reshape to a computed target: to a constant one."""
+    if node.op not in ("Reshape", "Expand", "Slice"):
+        return 0
+    x, out = node.inputs[0], node.outputs[0]
+    same = facts.dims(x) is not None and facts.dims(x) == facts.dims(out)
+    if same and (node.op != "Slice" or _forward(node, facts)) and not scope.is_output(out):
+        scope.bypass(node, x)
+        return 1
+    if node.op != "Reshape" or scope.is_constant(node.inputs[1]):
+        return 0
+    target = constant_target(node, facts)
+    if target is None:
+        return 0
+    scope.set_input(node, 1, scope.constant(np.array(target, np.int64), f"{out.name}_shape"))
+    return 1
+
+
+def _forward(node: Node, facts: Interpreter) -> bool:
+    """Slice in steps of 1: a step of -1 keeps the dims and turns the data round."""
+    steps = facts.vector(node, 4)
+    absent = len(node.inputs) < 5 or not node.inputs[4].name
+    return absent or (steps is not None and all(s.value == 1 for s in steps))
+
+
+def _reuse(scope: Graph, node: Node, facts: Interpreter, seen: Seen) -> int:
+    """The same numbers as an earlier tensor's, or as a run of dims whose Shape is taken anyway."""
+    out = node.outputs[0]
+    if len(node.outputs) > 1 or node.op not in RULES or scope.is_output(out):
+        return 0
+    values = facts.values(out)
+    if values is None:
+        return 0
+    elements = tuple(values.reshape(-1).tolist())
+    first = seen.setdefault((str(np.dtype(out.dtype)), values.shape, elements), Run(out)).tensor
+    if first is not out:
+        scope.remove(node)
+        scope.replace(out, first)
+        return 1
+    if node.op == "Shape":
+        for start, end in combinations(range(len(elements) + 1), 2):
+            seen.setdefault(elements[start:end], Run(out, start, end))
+        return 0
+    run = seen.get(elements) if values.ndim == 1 and np.dtype(out.dtype) == np.int64 else None
+    return 0 if run is None else _cut(scope, node, run)
+
+
+def _cut(scope: Graph, node: Node, run: Run) -> int:
+    """One node that takes a run of dims: Shape with `start` and `end`, or Slice of a whole Shape before set 15."""
+    out, taken = node.outputs[0], run.tensor.inputs[0]
+    if scope.opset >= 15:
+        begin = taken.attrs.get("start", 0)
+        attrs = {"start": begin + run.start, "end": begin + run.end}
+        scope.remove(node)
+        scope.add("Shape", [taken.inputs[0]], [out], attrs, name=node.name)
+        return 1
+    if node.op in ("Slice", "Gather") or scope.opset < 10:
+        return 0
+    ends = [scope.constant(np.array([at]), hint) for at, hint in ((run.start, "start"), (run.end, "end"))]
+    scope.remove(node)
+    scope.add("Slice", [run.tensor, *ends], [out], name=node.name)
+    return 1

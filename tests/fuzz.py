@@ -1,0 +1,458 @@
+"""Seeded random models, biased towards what passes look for: fusable chains, no-ops, duplicates, shape arithmetic,
+constant branches, captures. A model is built move by move; each move picks tensors made before and adds some nodes.
+
+    python -m tests.fuzz 0 2000      tries the models of these seeds under every pass and prints what breaks
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from optimizer.evaluate import Feeds
+from optimizer.graph import Array
+
+Shape = tuple[int | str, ...]
+FLOAT, INT, BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
+OPSETS = (11, 13, 17, 18, 20)
+AXES_INPUT_SINCE = {"Squeeze": 13, "Unsqueeze": 13, "ReduceSum": 13, "Split": 13}  # others: 18
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the model. `exact`: no rounding in it, so that steps and comparisons of it are stable."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: Shape
+    exact: bool = False
+
+
+@dataclass
+class Maker:
+    """A model in the making, and the random numbers it is made with."""
+
+    rng: np.random.Generator
+    opset: int
+    values: list[Value] = field(default_factory=list)
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: list[onnx.TensorProto] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+    defaults: list[Value] = field(default_factory=list)
+    count: int = 0
+
+    def name(self) -> str:
+        self.count += 1
+        return f"t{self.count}"
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def choose(self, options: Sequence[Any]) -> Any:
+        return options[int(self.rng.integers(len(options)))]
+
+    def pick(self, rank: int | None = None, dtype: np.dtype[Any] = FLOAT, *, exact: bool = False) -> Value:
+        """A tensor made before, a late one more often than an early one."""
+        fits = [v for v in self.values if v.dtype == dtype and rank in (None, len(v.shape)) and (v.exact or not exact)]
+        return fits[-1 - min(int(self.rng.exponential(2)), len(fits) - 1)]
+
+    def add(self, op: str, inputs: Sequence[Value | str], shape: Shape, dtype: np.dtype[Any] = FLOAT, *,
+            exact: bool = False, **attrs: Any) -> Value:  # fmt: skip
+        """A node with one output."""
+        out = Value(self.name(), dtype, shape, exact)
+        names = [v if isinstance(v, str) else v.name for v in inputs]
+        self.nodes.append(
+            helper.make_node(op, names, [out.name], name=self.name() if self.chance(0.5) else "", **attrs)
+        )
+        self.values.append(out)
+        return out
+
+    def reduce(self, op: str, x: Value, axes: Sequence[int], shape: Shape, **attrs: Any) -> Value:
+        """An operator whose `axes` became an input in some operator set."""
+        if self.opset >= AXES_INPUT_SINCE.get(op, 18):
+            return self.add(op, [x, self.const(np.array(axes))], shape, **attrs)
+        return self.add(op, [x], shape, axes=list(axes), **attrs)
+
+    def const(self, values: Array) -> str:
+        """An initializer, a Constant node, or now and then one that callers may override."""
+        name = self.name()
+        tensor = numpy_helper.from_array(np.asarray(values), name)
+        if self.chance(0.3):
+            self.nodes.append(helper.make_node("Constant", [], [name], value=tensor))
+            return name
+        self.initializers.append(tensor)
+        if self.chance(0.05) and tensor.dims and tensor.data_type == TensorProto.FLOAT:
+            self.defaults.append(Value(name, FLOAT, tuple(tensor.dims)))
+        return name
+
+    def number(self, value: float) -> str:
+        return self.const(np.array(value, np.float32))
+
+    def normal(self, *shape: int | str, scale: float = 1.0) -> str:
+        return self.const((self.rng.standard_normal([int(n) for n in shape]) * scale).astype(np.float32))
+
+    def positive(self, *shape: int | str) -> str:
+        return self.const(self.rng.uniform(0.5, 1.5, [int(n) for n in shape]).astype(np.float32))
+
+
+# ------------------------------------------------------------------ moves
+
+
+def unary(m: Maker) -> None:
+    x = m.pick()
+    op = m.choose(["Relu", "Neg", "Abs", "Tanh", "Sigmoid", "Identity", "Identity", "Dropout", "Softplus", "Erf"])
+    m.add(op, [x], x.shape, exact=x.exact and op in ("Relu", "Neg", "Abs", "Identity", "Dropout"))
+
+
+def with_constant(m: Maker) -> None:
+    x = m.pick()
+    last = x.shape[-1] if x.shape and isinstance(x.shape[-1], int) else 1
+    c = m.choose([
+        lambda: m.number(m.choose([0.0, 1.0, 2.0, -0.5])),
+        lambda: m.normal(last),
+        lambda: m.const(np.full(last, m.choose([0.0, 1.0]), np.float32)),
+        lambda: m.const(np.ones([1] * len(x.shape), np.float32)),
+    ])()  # fmt: skip
+    op = m.choose(["Add", "Sub", "Mul", "Max", "Min"])
+    swapped = op != "Sub" and m.chance(0.3)
+    m.add(op, [c, x] if swapped else [x, c], x.shape)
+    if m.chance(0.3):
+        m.add("Div", [m.values[-1], m.positive(last)], x.shape)
+
+
+def binary(m: Maker) -> None:
+    x = m.pick()
+    y = m.choose([v for v in m.values if v.dtype == FLOAT and v.shape == x.shape])
+    z = m.add(m.choose(["Add", "Sub", "Max", "Mul"]), [x, y], x.shape)
+    m.add("Tanh", [z], z.shape)  # keeps products of products small
+
+
+def convolution(m: Maker) -> None:
+    x = m.pick(4)
+    n, c, h, w = x.shape
+    if not (isinstance(c, int) and isinstance(h, int) and isinstance(w, int)):
+        return
+    if m.chance(0.3):
+        mode = m.choose(["constant", "constant", "reflect" if min(h, w) > 1 else "edge"])
+        pads = m.const(np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+        h, w = h + 2, w + 2
+        x = m.add("Pad", [x, pads], (n, c, h, w), mode=mode)
+    depthwise = m.chance(0.3)
+    k = m.choose([1, 2, 3])
+    if min(h, w) < k:
+        return
+    out = c if depthwise else m.choose([2, 3])
+    weights = m.normal(out, 1 if depthwise else c, k, k, scale=0.3)
+    y = m.add("Conv", [x, weights, *([m.normal(out)] if m.chance(0.5) else [])],
+              (n, out, h - k + 1, w - k + 1), group=c if depthwise else 1)  # fmt: skip
+    after_convolution(m, y)
+
+
+def after_convolution(m: Maker, y: Value) -> None:
+    channels = y.shape[1]
+    for _ in range(int(m.rng.integers(0, 3))):
+        kind = m.choose(["BatchNormalization", "Mul", "Add", "Relu", "Clip"])
+        if kind == "BatchNormalization":
+            y = m.add(kind, [y, m.positive(channels), m.normal(channels), m.normal(channels), m.positive(channels)],
+                      y.shape, epsilon=1e-3)  # fmt: skip
+        elif kind in ("Mul", "Add"):
+            y = m.add(kind, [y, m.positive(channels, 1, 1)], y.shape)
+        elif kind == "Relu":
+            y = m.add(kind, [y], y.shape)
+        else:
+            y = m.add(kind, [y, m.number(-1.0), m.number(2.0)], y.shape)
+
+
+def transposed_convolution(m: Maker) -> None:
+    x = m.pick(4)
+    n, c, h, w = x.shape
+    if isinstance(c, int) and isinstance(h, int) and isinstance(w, int) and max(h, w) < 12:
+        y = m.add("ConvTranspose", [x, m.normal(c, 2, 2, 2, scale=0.3)], (n, 2, 2 * h, 2 * w), strides=[2, 2])
+        after_convolution(m, y)
+
+
+def matrix(m: Maker) -> None:
+    x = m.pick(m.choose([2, 3]))
+    d = x.shape[-1]
+    if not isinstance(d, int):
+        return
+    shape = (*x.shape[:-1], 4)
+    y = m.add("MatMul", [x, m.normal(d, 4, scale=0.5)], shape)
+    if m.chance(0.8):
+        bias = m.normal(4)
+        y = m.add("Add", [bias, y] if m.chance(0.3) else [y, bias], shape)
+    if m.chance(0.3):
+        m.add("Mul", [y, m.positive(4)], shape)
+
+
+def transposes(m: Maker) -> None:
+    x = m.pick(m.choose([3, 4]))
+    first = m.rng.permutation(len(x.shape))
+    second = np.argsort(first) if m.chance(0.5) else m.rng.permutation(len(x.shape))
+    y = x
+    for perm in (first.tolist(), second.tolist()):
+        y = m.add("Transpose", [y], tuple(y.shape[p] for p in perm), exact=x.exact, perm=perm)
+
+
+def reshapes(m: Maker) -> None:
+    """Flattens to the batch and the rest and back, each target written or computed from the shape."""
+    x = m.pick(m.choose([3, 4]))
+    if not all(isinstance(d, int) for d in x.shape[1:]):
+        return
+    rest = math.prod(int(d) for d in x.shape[1:])
+    flat = m.add("Reshape", [x, _target(m, x, [0], [-1])], (x.shape[0], rest), exact=x.exact)
+    if m.chance(0.6):
+        tail = [int(d) for d in x.shape[1:]]
+        m.add("Reshape", [flat, _target(m, x, [0], tail)], x.shape, exact=x.exact)
+
+
+def _target(m: Maker, x: Value, kept: list[int], tail: list[int]) -> Value | str:
+    if m.chance(0.3):
+        return m.const(np.array([0] * len(kept) + tail))
+    shape = m.add("Shape", [x], (len(x.shape),), INT, exact=True)
+    gathered = m.add("Gather", [shape, m.const(np.array(kept))], (len(kept),), INT, exact=True, axis=0)
+    if m.chance(0.3):
+        doubled = m.add("Mul", [gathered, m.const(np.array([2]))], (len(kept),), INT, exact=True)
+        gathered = m.add("Div", [doubled, m.const(np.array([2]))], (len(kept),), INT, exact=True)
+    return m.add("Concat", [gathered, m.const(np.array(tail))], (len(kept) + len(tail),), INT, exact=True, axis=0)
+
+
+def squeezes(m: Maker) -> None:
+    x = m.pick(m.choose([2, 3]))
+    axis = int(m.rng.integers(0, len(x.shape) + 1))
+    shape = (*x.shape[:axis], 1, *x.shape[axis:])
+    y = m.reduce("Unsqueeze", x, [axis], shape, exact=x.exact)
+    if m.chance(0.7):
+        m.reduce("Squeeze", y, [axis], x.shape, exact=x.exact)
+
+
+def hard_swish(m: Maker) -> None:
+    x = m.pick()
+    shifted = m.add("Add", [x, m.number(3.0)], x.shape)
+    clipped = m.add("Clip", [shifted, m.number(0.0), m.number(6.0)], x.shape)
+    if m.chance(0.5):
+        m.add("Div", [m.add("Mul", [x, clipped], x.shape), m.number(6.0)], x.shape)
+    else:
+        m.add("Mul", [x, m.add("Div", [clipped, m.number(6.0)], x.shape)], x.shape)
+
+
+def smooth(m: Maker) -> None:
+    x = m.pick()
+    if m.chance(0.5):
+        m.add("Mul", [x, m.add("Sigmoid", [x], x.shape)], x.shape)
+        return
+    scaled = m.add("Div", [x, m.number(math.sqrt(2))], x.shape)
+    one = m.add("Add", [m.add("Erf", [scaled], x.shape), m.number(1.0)], x.shape)
+    m.add("Mul", [m.add("Mul", [x, one], x.shape), m.number(0.5)], x.shape)
+
+
+def layer_norm(m: Maker) -> None:
+    x = m.pick(3)
+    d = x.shape[-1]
+    if not isinstance(d, int) or d < 2:
+        return
+    x = m.add(
+        "Add", [m.add("Tanh", [x], x.shape), m.normal(d)], x.shape
+    )  # never constant: a variance of 0 has no digits
+    stat: Shape = (*x.shape[:-1], 1)
+    centred = m.add("Sub", [x, m.reduce("ReduceMean", x, [-1], stat)], x.shape)
+    square = m.add("Pow", [centred, m.number(2.0)], x.shape)
+    variance = m.add("Add", [m.reduce("ReduceMean", square, [-1], stat), m.number(1e-5)], stat)
+    y = m.add("Div", [centred, m.add("Sqrt", [variance], stat)], x.shape)
+    if m.chance(0.7):
+        m.add("Add", [m.add("Mul", [y, m.positive(d)], x.shape), m.normal(d)], x.shape)
+
+
+def constant_branch(m: Maker) -> None:
+    x = m.pick()
+    last = x.shape[-1] if x.shape and isinstance(x.shape[-1], int) else 1
+    a = m.add("Mul", [m.normal(last), m.normal(last)], (last,))
+    b = m.add(m.choose(["Neg", "Tanh", "Sigmoid"]), [a], (last,))
+    m.values = [v for v in m.values if v not in (a, b)] if m.chance(0.5) else m.values
+    m.add("Add", [x, b], x.shape)
+
+
+def duplicate(m: Maker) -> None:
+    """The same computation twice, on equal constants."""
+    x = m.pick()
+    values = m.rng.standard_normal(1).astype(np.float32)
+    a, b = (m.add("Sigmoid", [m.add("Mul", [x, m.const(values)], x.shape)], x.shape) for _ in range(2))
+    m.add("Sub", [a, b], x.shape)
+
+
+def dead(m: Maker) -> None:
+    x = m.pick()
+    m.add("Abs", [m.add("Neg", [x], x.shape)], x.shape)
+    del m.values[-2:]
+
+
+def slices(m: Maker) -> None:
+    x = m.pick(m.choose([2, 3, 4]))
+    axis = int(m.rng.integers(1, len(x.shape)))
+    d = x.shape[axis]
+    if not isinstance(d, int) or d < 2:
+        return
+    ends = [(0, np.iinfo(np.int64).max), (0, d), (1, d), (-d, d - 1)]
+    start, end = m.choose(ends)
+    size = len(range(d)[start : min(end, d)])
+    part = [np.array([v]) for v in (start, end, axis, 1)]
+    y = m.add("Slice", [x, *map(m.const, part)], (*x.shape[:axis], size, *x.shape[axis + 1 :]), exact=x.exact)
+    if m.chance(0.5):
+        whole = (*x.shape[:axis], size + d, *x.shape[axis + 1 :])
+        m.add("Concat", [y, x], whole, exact=x.exact, axis=axis)
+        if m.chance(0.5):
+            m.add("Concat", [m.values[-1], y], (*x.shape[:axis], 2 * size + d, *x.shape[axis + 1 :]), axis=axis)
+
+
+def casts(m: Maker) -> None:
+    x = m.pick()
+    wide = m.add("Cast", [x], x.shape, np.dtype(np.float64), exact=x.exact, to=TensorProto.DOUBLE)
+    m.add("Cast", [wide], x.shape, exact=x.exact, to=TensorProto.FLOAT)
+    if m.chance(0.3):
+        m.add("Cast", [x], x.shape, exact=x.exact, to=TensorProto.FLOAT)
+
+
+def reduces(m: Maker) -> None:
+    x = m.pick(m.choose([3, 4]))
+    axes = [2, 3] if len(x.shape) == 4 else [m.choose([1, 2])]
+    op = m.choose(["ReduceMean", "ReduceSum", "ReduceMax"])
+    if m.chance(0.5):
+        m.reduce(op, x, axes, tuple(1 if i in axes else d for i, d in enumerate(x.shape)))
+    else:
+        m.reduce(op, x, axes, tuple(d for i, d in enumerate(x.shape) if i not in axes), keepdims=0)
+
+
+def clips(m: Maker) -> None:
+    x = m.pick()
+    y = m.add("Clip", [x, m.number(-2.0), m.number(3.0)], x.shape, exact=x.exact)
+    m.add(
+        "Clip",
+        [y, m.number(m.choose([-3.0, 0.0])), *([m.number(1.0)] if m.chance(0.5) else [])],
+        x.shape,
+        exact=x.exact,
+    )
+
+
+def shapes_into_values(m: Maker) -> None:
+    """The size of a dim as a number, and a tensor of ones that long."""
+    x = m.pick()
+    shape = m.add("Shape", [x], (len(x.shape),), INT, exact=True)
+    if not x.shape:
+        return
+    size = m.add("Gather", [shape, m.const(np.array(int(m.rng.integers(len(x.shape)))))], (), INT, exact=True)
+    scalar = m.add("Cast", [size], (), exact=True, to=TensorProto.FLOAT)
+    m.add("Add", [x, scalar], x.shape)
+    if m.chance(0.5):
+        value = numpy_helper.from_array(np.array([0.5], np.float32))
+        ones = m.add("ConstantOfShape", [shape], x.shape, exact=True, value=value)
+        m.add("Mul", [x, ones], x.shape)
+
+
+def integers(m: Maker) -> None:
+    x = m.pick(1, INT, exact=True)
+    c = np.array([m.choose([1, 0, 2, 3, -7])])
+    op = m.choose(["Add", "Mul", "Sub"] + ["Div", "Mod"] * bool(c[0]))
+    y = m.add(op, [x, m.const(c)], x.shape, INT, exact=True)
+    if m.chance(0.3):
+        m.add("Cast", [m.add("Cast", [y], y.shape, FLOAT, exact=True, to=TensorProto.FLOAT)], y.shape, INT,
+              exact=True, to=TensorProto.INT64)  # fmt: skip
+
+
+def compares(m: Maker) -> None:
+    x = m.pick(exact=True)
+    positive = m.add("Greater", [x, m.number(0.0)], x.shape, BOOL, exact=True)
+    m.add("Where", [positive, x, m.number(-0.0)], x.shape, exact=True)
+
+
+def branches(m: Maker) -> None:
+    """An If on an input or a constant; both branches capture outer tensors, one an outer constant too."""
+    x = m.pick()
+    cond = m.const(np.array(m.chance(0.5))) if m.chance(0.5) else "flag"
+    outer = m.number(0.5)
+    info = helper.make_empty_tensor_value_info
+    bodies = []
+    for op in ("Neg", "Abs"):
+        a, b, c = m.name(), m.name(), m.name()
+        inner = [helper.make_node("Identity", [x.name], [a]), helper.make_node(op, [a], [b]),
+                 helper.make_node("Mul", [b, outer], [c])]  # fmt: skip
+        bodies.append(helper.make_graph(inner, op, [], [info(c)]))
+    m.add("If", [cond], x.shape, then_branch=bodies[0], else_branch=bodies[1])
+
+
+MOVES: tuple[Callable[[Maker], None], ...] = (
+    unary, unary, with_constant, with_constant, binary, convolution, convolution, convolution, transposed_convolution,
+    matrix, matrix, transposes, reshapes, reshapes, squeezes, hard_swish, smooth, layer_norm, constant_branch,
+    duplicate, dead, slices, casts, reduces, clips, shapes_into_values, integers, compares, branches,
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------ models and inputs
+
+
+def random_model(seed: int) -> onnx.ModelProto:
+    """The model of a seed: 4 to 16 moves on an image, a sequence, a row of integers and a flag."""
+    rng = np.random.default_rng(seed)
+    m = Maker(rng, OPSETS[seed % len(OPSETS)])
+    m.inputs = [
+        Value("ids", INT, ("N",), True),
+        Value("flag", BOOL, (), True),
+        Value("tokens", FLOAT, ("N", m.choose(["T", 3]), 4), True),
+        Value("rows", FLOAT, ("N", 4), True),
+        Value("image", FLOAT, (m.choose(["N", 1]), 2, 6, m.choose([5, 6])), True),
+    ]
+    m.values = list(m.inputs)
+    for _ in range(int(rng.integers(4, 17))):
+        m.choose(MOVES)(m)
+    made = [v for v in m.values if v not in m.inputs] or [m.add("Identity", [m.inputs[3]], m.inputs[3].shape)]
+    outputs = {v.name: v for v in [made[-1], *(m.choose(made) for _ in range(int(rng.integers(0, 3))))]}
+    graph = helper.make_graph(m.nodes, "fuzz", [_info(v) for v in [*m.inputs, *m.defaults]],
+                              [_info(v) for v in outputs.values()], m.initializers)  # fmt: skip
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", m.opset)])
+
+
+def _info(value: Value) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(value.name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+
+
+def random_feeds(model: onnx.ModelProto, seed: int, *, infinite: bool = False) -> list[Feeds]:
+    """Three feeds with other dims and other special values: zeros of both signs, large and, if wanted, NaN and inf."""
+    rng = np.random.default_rng(seed)
+    special = [0.0, -0.0, -1.0, 300.0, -300.0, 1e-30, *([np.nan, np.inf, -np.inf] if infinite else [])]
+    given = {t.name for t in model.graph.initializer}
+    feeds = []
+    for binding in ({"N": 2, "T": 3}, {"N": 1, "T": 1}, {"N": 3, "T": 5}):
+        feed: Feeds = {}
+        for info in (v for v in model.graph.input if v.name not in given):
+            kind = info.type.tensor_type
+            shape = [binding[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim]
+            if kind.elem_type == TensorProto.FLOAT:
+                values = np.asarray(rng.standard_normal(shape))
+                spots = rng.random(shape) < 0.1
+                feed[info.name] = np.where(spots, rng.choice(special, shape), values).astype(np.float32)
+            elif kind.elem_type == TensorProto.BOOL:
+                feed[info.name] = np.array(rng.random(shape) < 0.5)
+            else:
+                feed[info.name] = rng.integers(-5, 6, shape)
+        feeds.append(feed)
+    return feeds
+
+
+def main() -> None:
+    import sys
+
+    from tests.test_fuzz import failures_of
+
+    first, last = map(int, sys.argv[1:3])
+    for seed in range(first, last):
+        for why in failures_of(seed) or ():
+            print(why, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Calibration: histograms tell the truth about the data, in one pass, in constant memory, and survive a round trip."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optimizer.context import Context
+from optimizer.errors import DataError, ModelError, PipelineError
+from optimizer.evaluate import Evaluate, Feeds
+from optimizer.graph import Array
+from optimizer.statistics import BINS, METHODS, Histogram, Statistics
+from optimizer.targets import target
+from passes import calibrate
+from passes.calibrate import Calibrate
+from tests.conftest import make
+
+EYE = "{1, 0, 0, 0,  0, 1, 0, 0,  0, 0, 1, 0,  0, 0, 0, 2}"
+CHAIN = f"""g (float[N,4,H] x) => (float[N,4,H] y) <float[4,4,1] w = {EYE}, float three = {{3}}> {{
+  a = Conv <kernel_shape=[1]> (x, w)
+  b = Mul (a, three)
+  y = Conv <kernel_shape=[1]> (b, w)
+}}"""
+
+
+def histogram(*arrays: Array) -> Histogram:
+    made = Histogram()
+    for array in arrays:
+        made.add(array)
+    return made
+
+
+def context(*feeds: Feeds) -> Context:
+    return Context(target("ort-int8"), Evaluate(threads=1), feeds, statistics=Statistics())
+
+
+def test_extremes_are_exact_and_quantiles_within_a_bin() -> None:
+    values = np.random.default_rng(0).normal(1, 2, 100_000).astype(np.float32)
+    h = histogram(*np.split(values, 10))
+    assert (h.low, h.high) == (values.min(), values.max())
+    assert h.size == 100_000 and h.counts.sum() == 100_000 and h.batches == 10
+    low, high = h.range("percentile", 99.0)
+    width = 2 * h.limit / BINS
+    assert low == pytest.approx(np.quantile(values, 0.005), abs=2 * width)
+    assert high == pytest.approx(np.quantile(values, 0.995), abs=2 * width)
+
+
+def test_doubling_the_range_loses_nothing() -> None:
+    rng = np.random.default_rng(1)
+    small, large = rng.normal(0, 0.1, 5000).astype(np.float32), rng.normal(0, 900, 5000).astype(np.float32)
+    grown, wide = histogram(small, large), histogram(large, small)
+    assert grown.limit == wide.limit >= np.abs(large).max()
+    assert np.array_equal(grown.counts, wide.counts)
+
+
+def test_zeros_first_and_empty_arrays() -> None:
+    h = histogram(np.zeros(10, np.float32), np.zeros((0, 3), np.float32), np.array([-2.0, 4.0], np.float32))
+    assert (h.low, h.high, h.zeros, h.size) == (-2.0, 4.0, 10, 12)
+    assert h.range("mse")[1] > 0
+    assert histogram(np.zeros(4, np.float32)).range("minmax") == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shift", [0.0, 100.0, -100.0])
+def test_every_method_contains_zero_and_stays_inside(method: str, shift: float) -> None:
+    values = np.random.default_rng(2).normal(shift, 1, 10_000).astype(np.float32)
+    low, high = histogram(values).range(method)
+    assert min(0.0, values.min()) <= low <= 0.0 <= high <= max(0.0, values.max())
+    assert high - low > 0.5
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy", "mse"])
+def test_outliers_are_clipped(method: str) -> None:
+    rng = np.random.default_rng(3)
+    values = np.concatenate([rng.normal(0, 1, 200_000), [60.0, -60.0]]).astype(np.float32)
+    low, high = histogram(values).range(method)
+    assert -50 < low < -1.5 and 1.5 < high < 50
+
+
+def test_mse_has_the_least_error() -> None:
+    values = np.random.default_rng(4).laplace(0, 1, 100_000).astype(np.float32)
+    h = histogram(values)
+
+    def error(low: float, high: float) -> float:
+        step = (high - low) / 255
+        return float(np.mean((np.clip(np.rint((values - low) / step), 0, 255) * step + low - values) ** 2))
+
+    errors = {m: error(*h.range(m)) for m in METHODS}
+    assert errors["mse"] == min(errors.values())
+    assert float(h.noise(*h.range("mse"))) == pytest.approx(errors["mse"], rel=0.1)
+    signal = float(np.mean(values.astype(np.float64) ** 2))
+    assert h.sqnr(*h.range("mse")) == pytest.approx(10 * math.log10(signal / errors["mse"]), abs=0.5)
+
+
+def test_a_clipped_histogram_is_that_of_clipped_values() -> None:
+    values = np.random.default_rng(5).normal(0, 4, 50_000).astype(np.float32)
+    clipped = histogram(values).clip(-3.0, math.inf)
+    truth = histogram(np.maximum(values, -3.0))
+    assert (clipped.low, clipped.high) == (truth.low, truth.high)
+    assert clipped.counts.sum() == truth.counts.sum()
+    assert clipped.range("mse") == pytest.approx(truth.range("mse"), rel=0.02)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_named(bad: float) -> None:
+    statistics = Statistics()
+    statistics.add("mask", np.array([1.0, bad], np.float32))
+    with pytest.raises(DataError, match="'mask' holds NaN or infinity"):
+        statistics.range("mask")
+    with pytest.raises(ModelError, match=r"no range for 'other'.*calibrate"):
+        statistics.range("other")
+
+
+def test_saved_bytes_depend_on_contents_alone(tmp_path: Path) -> None:
+    arrays = {n: np.random.default_rng(i).normal(size=100).astype(np.float32) for i, n in enumerate("abc")}
+    files = []
+    for order in ("abc", "cab"):
+        statistics = Statistics("digest", 1)
+        for name in order:
+            statistics.add(name, arrays[name])
+        statistics.save(tmp_path / f"{order}.npz")
+        files.append((tmp_path / f"{order}.npz").read_bytes())
+    assert files[0] == files[1]
+    loaded = Statistics.load(tmp_path / "abc.npz")
+    assert (loaded.data, loaded.batches, list(loaded)) == ("digest", 1, ["a", "b", "c"])
+    for name in "abc":
+        assert all(loaded.range(name, m) == statistics.range(name, m) for m in METHODS)
+        assert loaded[name].finite is True
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", None])
+def test_other_files_are_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "statistics.npz"
+    if content is None:
+        np.savez(path, counts=np.zeros(3))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"statistics\.npz' is not a statistics file"):
+        Statistics.load(path)
+
+
+def test_pass_sees_every_tensor_at_every_shape() -> None:
+    feeds = [{"x": np.full((n, 4, h), n * h, np.float32)} for n, h in ((1, 3), (2, 5), (1, 1))]
+    ctx = context(*feeds)
+    graph = make(CHAIN)
+    assert Calibrate().run(graph, ctx) == 0
+    assert ctx.statistics is not None
+    assert set(ctx.statistics) == {"x", "a", "b", "y"}
+    assert ctx.statistics.range("b") == (0.0, 60.0)
+    assert ctx.statistics["x"].size == 4 * (3 + 10 + 1)
+    assert ctx.statistics.batches == 3 and len(ctx.statistics.data) == 64
+
+
+def test_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = [{"x": np.random.default_rng(i).normal(size=(1, 4, 50)).astype(np.float32)} for i in range(3)]
+    one, many = context(*feeds), context(*feeds)
+    Calibrate().run(make(CHAIN), one)
+    monkeypatch.setattr(calibrate, "GROUP", 500)
+    Calibrate().run(make(CHAIN), many)
+    assert one.statistics is not None and many.statistics is not None
+    assert one.statistics.data == many.statistics.data
+    assert set(one.statistics) == set(many.statistics)
+    assert all(np.array_equal(one.statistics[n].counts, many.statistics[n].counts) for n in one.statistics)
+
+
+def test_known_statistics_are_not_made_again() -> None:
+    ctx = context({"x": np.ones((1, 4, 3), np.float32)})
+    Calibrate().run(make(CHAIN), ctx)
+    assert ctx.statistics is not None
+    before = ctx.statistics.range("a")
+    Calibrate().run(make(CHAIN), replace(ctx, batches=({"x": np.full((1, 4, 3), 9, np.float32)},)))
+    assert ctx.statistics.range("a") == before
+
+
+def test_without_data_it_says_so() -> None:
+    with pytest.raises(PipelineError, match="'calibrate' needs data"):
+        Calibrate().run(make(CHAIN), context())
+
+
+PEAK = """
+import json, sys, numpy as np, resource
+from dataclasses import dataclass
+from optimizer.context import Context
+from optimizer.evaluate import Evaluate
+from optimizer.statistics import Statistics
+from optimizer.targets import target
+from passes.calibrate import Calibrate
+from tests.conftest import make
+from tests.test_calibrate import CHAIN, Batches
+ctx = Context(target("ort-int8"), Evaluate(threads=1), Batches(int(sys.argv[1])), statistics=Statistics())
+Calibrate().run(make(CHAIN), ctx)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([peak, ctx.statistics["y"].size]))
+"""
+
+
+class Batches:
+    """Samples made on the way, 256 KiB each, of two alternating lengths."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Feeds]:
+        for i in range(self.count):
+            shape = (1, 4, 16384 if i % 2 else 15000)
+            yield {"x": np.random.default_rng(i).normal(size=shape).astype(np.float32)}
+
+
+def test_peak_memory_does_not_depend_on_the_number_of_samples() -> None:
+    found = []
+    for count in (10, 1000):
+        command = [sys.executable, "-c", PEAK, str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+        found.append(json.loads(done.stdout))
+    (small, few), (large, many) = found
+    assert many > 90 * few
+    assert large < 1.05 * small
