@@ -1,9 +1,9 @@
 """Today's tools on the same model and the same calibration feeds, each as a user would run it.
 
-    ort-defaults   onnxruntime.quantization.quantize_static as it comes
-    ort-tuned      the same after its own pre-processing: u8 activations, s8 weights, per channel
-    ort-dynamic    onnxruntime.quantization.quantize_dynamic, s8 weights, per channel
-    nncf           nncf.quantize as it comes, where the package is installed
+ort-defaults   onnxruntime.quantization.quantize_static as it comes
+ort-tuned      the same after its own pre-processing: u8 activations, s8 weights, per channel
+ort-dynamic    onnxruntime.quantization.quantize_dynamic, s8 weights, per channel
+nncf           nncf.quantize as it comes, where the package is installed
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Builder:
             raise  # every candidate would meet it: the user's to mend
         except Exception as error:  # a row of the table, with its reason
             variant.failed = str(error).strip().splitlines()[0]
-            log.info("%s cannot be built: %s", scheme, variant.failed)
+            log.log(logging.WARNING if isinstance(error, BugError) else logging.INFO, "%s: %s", scheme, variant.failed)
             return variant
 
     def open(self, variant: Variant) -> Any:

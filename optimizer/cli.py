@@ -6,9 +6,11 @@ Nothing heavy is imported before it is needed, so that --help answers at once.
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +24,12 @@ ABOUT = "Makes an ONNX model fast on a named target, and proves by measurement t
 EXAMPLES = """Examples:
   optimize model.onnx --target ort-int8 --data 'calib/*.npz'
   optimize model.onnx --target ort-int8 --data photos/ --preprocess imagenet
-  optimize model.onnx --target ort-int8 --data feeds.py:make --metric task.py:top1
+  optimize model.onnx -t ort-int8 --data 'calib/*.npz' --metric task.py:top1
   optimize model.onnx --target onnx --out simplified
   optimize inspect model.onnx
 
-Exit codes: 0 done, 1 a bug of ours, 2 wrong input, 3 the target is not available
-  here, 4 a limit was missed under --strict."""
+Exit codes: 0 done, 1 a bug of ours, 2 wrong input,
+  3 the target's runtime is not here, 4 a limit was missed under --strict."""
 
 app = App(
     name="optimize",
@@ -38,6 +40,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
+COMMANDS = ("inspect", "passes", "targets")
 DATA = Group("Data", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
 TALK = Group("Output", sort_key=4)
@@ -275,7 +278,12 @@ def _fail(text: str, code: int, traces: bool) -> int:
 def _explain(error: CycloptsError, words: Sequence[str]) -> str:
     """cyclopts' message in one line, with what to do about the commonest mistakes."""
     text = " ".join(str(error).split())
-    if isinstance(error, MissingArgumentError) and "--target" in text and "--t" not in " ".join(words):
+    first = words[0] if words[0] not in COMMANDS else ""
+    if not first.startswith("-") and (near := get_close_matches(first, COMMANDS, 1, 0.75)) and not Path(first).exists():
+        return f"there is no command and no file '{first}'; did you mean 'optimize {near[0]}'?"
+    if meant := re.search(r"Did you mean (\S+) instead of (\S+)\?", text):
+        return f"there is no option {meant[2]}; did you mean {meant[1]}?"
+    if isinstance(error, MissingArgumentError) and "--target" in text:
         return "--target is missing: say what to optimize for, e.g. --target ort-int8 ('optimize targets' lists all)"
     if isinstance(error, MissingArgumentError) and "MODEL" in text:
         return "the model is missing: optimize MODEL --target TARGET"

@@ -89,11 +89,11 @@ class _Reader:
         return graph
 
     def output(self, name: str, scope: _Scope, graph: Graph) -> Tensor:
-        """An output of a scope; one that the scope did not make itself gets an Identity, so that it does."""
+        """An output of a scope; an outer tensor or a constant of a subgraph gets an Identity, so that it is its own."""
         tensor = scope.get(name)
         if tensor is None:
             raise ModelError(f"graph output '{name}' is made by no node: the model is incomplete; export it again")
-        if name in scope.local and (graph.parent is None or tensor.inputs):
+        if name in scope.local and (graph.parent is None or isinstance(tensor, Variable)):
             return tensor
         bridge = graph.variable(name, tensor.dtype, tensor.shape)
         bridge.type = tensor.type if isinstance(tensor, Variable) else "tensor_type"

@@ -153,10 +153,10 @@ def _attribute(key: str, value: Any, homes: Homes) -> onnx.AttributeProto:
 def _body(graph: Graph, homes: Homes) -> onnx.GraphProto:
     proto = onnx.GraphProto()
     _write_scope(graph, proto, homes)
-    for made in graph.inputs:
-        info = proto.input.add()
-        info.CopyFrom(graph.declared.get(made.name) or _value_info(made) or info)
-        info.name = made.name
-    proto.output.extend(_value_info(t) or onnx.ValueInfoProto(name=t.name) for t in graph.outputs)
+    for tensors, infos in ((graph.inputs, proto.input), (graph.outputs, proto.output)):
+        for made in tensors:
+            info = infos.add()
+            info.CopyFrom(graph.declared.get(made.name) or _value_info(made) or info)
+            info.name = made.name
     proto.initializer.extend(tensor(c) for c in homes[id(graph)])
     return proto

@@ -264,9 +264,8 @@ class Graph:
         if not self.is_output(old):
             return
         for scope in list(self.root.scopes()):
-            for index, out in enumerate(scope.outputs):
-                if out is old:
-                    self._replace_output(scope, index, old, new)
+            if any(out is old for out in scope.outputs):
+                self._replace_output(scope, old, new)
 
     def bridged(self, old: Tensor, new: Tensor) -> bool:
         """True where `replace` must put an Identity between the two, because `old` is an output."""
@@ -277,7 +276,7 @@ class Graph:
         """True where a tensor can become the scope's output under another name."""
         return bool(new.inputs) and new.inputs[0].scope is scope and not scope.is_output(new)
 
-    def _replace_output(self, scope: Graph, index: int, old: Tensor, new: Tensor) -> None:
+    def _replace_output(self, scope: Graph, old: Tensor, new: Tensor) -> None:
         producer = old.inputs[0] if old.inputs else None
         if producer is not None:  # it keeps its place, but gives up the output's name
             at = [t is old for t in producer.outputs].index(True)
@@ -288,7 +287,7 @@ class Graph:
         old.name, new.name = new.name, old.name
         if new.dtype is None:
             new.dtype, new.shape = old.dtype, old.shape
-        scope.outputs[index] = new
+        scope.ir.outputs = [new if out is old else out for out in scope.outputs]  # an output may be listed twice
 
     def bypass(self, node: Node, tensor: Tensor) -> None:
         """Replaces a single-output node by an existing tensor and removes it."""

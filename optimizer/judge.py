@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from optimizer.backend import Session, Timing, measure
 from optimizer.compare import Difference
 from optimizer.context import Batches
@@ -85,7 +87,7 @@ def _reference(run: Run, feed: Feeds) -> Feeds:
     try:
         return flat(run(feed))
     except Exception as error:  # onnxruntime raises several bare classes of its own
-        shapes = ", ".join(f"{n} {list(a.shape)}" for n, a in feed.items())
+        shapes = ", ".join(f"{n} {list(np.shape(a))}" for n, a in feed.items())
         raise DataError(f"the model does not run on {shapes}: {_first_line(error)}") from error
 
 
@@ -118,20 +120,19 @@ def judge(
     with ExitStack() as stack:
         sessions = _open(variants, open_, stack)
         _compare(variants, sessions, feeds, evaluate, tell)
-        for variant in variants:
-            if not variant.failed:
-                tell(f"metric of {variant.scheme}", 0, 0)
-                variant.metric = gate.measure(sessions[variant.scheme].run)
+        alive = [variant for variant in variants if not variant.failed]
+        for variant in alive:
+            tell(f"judging {variant.scheme}", 0, 0)
+            variant.metric = gate.measure(sessions[variant.scheme].run)
         scores, base = class_scores(variants[0].graph), variants[0].metric
-        for variant in variants[2:]:
-            variant.misses = variant.failed or gate.misses(variant.differences, scores, variant.metric, base)
+        for variant in alive[2:]:
+            variant.misses = gate.misses(variant.differences, scores, variant.metric, base)
         if not timed:
             return
         tell("measuring latency", 0, 0)
-        alive = {v.scheme: sessions[v.scheme] for v in variants if not v.failed}
-        times = measure(alive, _few(feeds), seconds=SECONDS, rounds=ROUNDS)
-        for variant in variants:
-            variant.timing = times.get(variant.scheme)
+        timings = measure({v.scheme: sessions[v.scheme] for v in alive}, _few(feeds), seconds=SECONDS, rounds=ROUNDS)
+        for variant in alive:
+            variant.timing = timings[variant.scheme]
 
 
 def _open(variants: list[Variant], open_: Open, stack: ExitStack) -> dict[str, Session]:
@@ -142,13 +143,19 @@ def _open(variants: list[Variant], open_: Open, stack: ExitStack) -> dict[str, S
         try:
             sessions[variant.scheme] = stack.enter_context(open_(variant))
         except Exception as error:  # whatever the runtime raises
-            if variant.scheme == ORIGINAL:
-                raise ModelError(_first_line(error)) from error
-            if variant.scheme == FLOAT:
-                raise BugError(f"the original loads, but not its float model: {_first_line(error)}") from error
-            variant.failed = _first_line(error)
-            log.info("%s: %s", variant.scheme, variant.failed)
+            _fail(variant, error)
     return sessions
+
+
+def _fail(variant: Variant, error: Exception) -> None:
+    """A candidate that does not load or run is out of the race; without the original or float there is none."""
+    reason = _first_line(error)
+    if variant.scheme == ORIGINAL:
+        raise error if isinstance(error, ModelError) else ModelError(f"the runtime refuses the model: {reason}")
+    if variant.scheme == FLOAT:
+        raise BugError(f"the original runs, but not the float model made of it: {reason}") from error
+    variant.failed = reason
+    log.info("%s: %s", variant.scheme, reason)
 
 
 def _compare(
@@ -164,9 +171,7 @@ def _compare(
                 try:
                     _add(variant.differences, expected, flat(sessions[variant.scheme].run(feed)))
                 except Exception as error:  # whatever the runtime raises
-                    if variant.scheme in (ORIGINAL, FLOAT):
-                        raise
-                    variant.failed = f"it does not run: {_first_line(error)}"
+                    _fail(variant, error)
             tell("comparing outputs", done + 1, len(feeds))
 
 

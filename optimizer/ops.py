@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from optimizer.graph import Graph, Node, Tensor
+from optimizer.graph import Constant, Graph, Node, Tensor
 
 RANDOM = frozenset(
     ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"]
@@ -91,5 +91,7 @@ def scalar(graph: Graph, tensor: Tensor) -> float | int | bool | None:
 
 
 def parameters(graph: Graph) -> int:
-    """Number of weights: the elements of all floating-point and quantised initializers."""
-    return sum(int(np.prod(c.shape)) for c in graph.constants().values() if np.dtype(c.dtype).kind != "O")
+    """Number of weights: the elements of all initializers and Constant nodes that hold numbers."""
+    values = [v for n in graph.walk() if n.op == "Constant" and isinstance(v := n.attrs.get("value"), Constant)]
+    held = [*graph.constants().values(), *values]
+    return sum(int(np.prod(c.shape)) for c in held if np.dtype(c.dtype).kind != "O")

@@ -110,20 +110,19 @@ def model(facts: Mapping[str, Any]) -> RenderableType:
     """What `optimize inspect` found."""
     opsets = ", ".join(f"{domain} {version}" for domain, version in facts["opset"].items())
     weights = ", ".join(f"{dtype} {_bytes(size)}" for dtype, size in facts["weights"].items())
-    assumed = facts["macs_assume_one"]
-    note = f" (with 1 for {', '.join(assumed[:3])}{' and others' if len(assumed) > 3 else ''})" if assumed else ""
-    about = Table.grid(padding=(0, 2))
-    for key, value in (
+    shapes = ", ".join(f"{name} {sizes}" for name, sizes in facts["macs_at"].items())
+    left = f"; {facts['macs_unknown']} operators of unknown shape left out" if facts["macs_unknown"] else ""
+    rows = (
         ("file", f"{facts['file']}, {_bytes(facts['bytes'])}"),
         ("opset", f"{opsets}; IR {facts['ir_version']}{'; ' + facts['producer'] if facts['producer'] else ''}"),
         ("parameters", f"{_count(facts['parameters'])} ({weights or 'none'})"),
-        ("MACs", f"{_count(facts['macs'])} at batch 1{note}"),
+        ("MACs", f"{_count(facts['macs'])} at {shapes}{left}"),
         *(("input", f"{name}: {kind}") for name, kind in facts["inputs"].items()),
         *(("input", f"{name}: {kind}, has a default") for name, kind in facts["defaults"].items()),
         *(("output", f"{name}: {kind}") for name, kind in facts["outputs"].items()),
         ("nodes", f"{facts['nodes']} in {1 + facts['subgraphs']} graph{'s' if facts['subgraphs'] else ''}"),
-    ):
-        about.add_row(key, Text(value))
+    )
+    about = Text("\n".join(f"{key:<12}{value}" for key, value in rows))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("operator")
     for title in ("count", "MACs", "share"):

@@ -12,9 +12,14 @@ import numpy as np
 import onnx
 from onnx import helper, shape_inference
 
+from optimizer import stored
 from optimizer.decode import dim
 from optimizer.graph import Constant, Dim, Graph, Tensor, Variable
 from optimizer.io import SMALL, nbytes, to_model
+
+
+# Data propagation takes every vector for a possible shape and keeps some 60 bytes for each element of it.
+LONGEST = 1 << 20
 
 
 def infer(graph: Graph) -> None:
@@ -35,6 +40,10 @@ def infer(graph: Graph) -> None:
     for name, constant in graph.constants().items():
         if name not in present and nbytes(constant) > SMALL:
             model.graph.input.append(_info(constant))
+    for info in model.graph.input:
+        if len(sizes := info.type.tensor_type.shape.dim) == 1 and sizes[0].dim_value > LONGEST:
+            sizes[0].Clear()
+    _repeat(model.graph, {n: c for n, c in graph.constants().items() if graph.is_constant(c) and nbytes(c) <= SMALL})
     inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
     found: dict[str, onnx.TypeProto] = {}
     _collect(inferred.graph, found)
@@ -86,6 +95,15 @@ def _forget(graph: onnx.GraphProto, keep: set[str]) -> None:
                     if info.type.HasField("tensor_type"):
                         info.type.tensor_type.ClearField("shape")
                 _forget(attr.g, keep)
+
+
+def _repeat(graph: onnx.GraphProto, small: dict[str, Constant]) -> None:
+    """Gives each subgraph the small constants it reads: inference sees types across scopes, but not values."""
+    for body in (a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH):
+        own = {t.name for t in body.initializer}
+        read = dict.fromkeys(name for node in body.node for name in node.input)
+        body.initializer.extend(stored.tensor(small[n]) for n in read if n in small and n not in own)
+        _repeat(body, small)
 
 
 def _info(constant: Constant) -> onnx.ValueInfoProto:

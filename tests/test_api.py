@@ -113,6 +113,34 @@ def test_a_miss_keeps_float_and_says_why(place: Path, caplog: pytest.LogCaptureF
     assert "(limit 200)" in caplog.text
 
 
+def test_a_candidate_that_cannot_be_built_is_a_row(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, graph: Graph, ctx: object) -> int:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("passes.quantize.Quantize.run", fail)
+    result = optimizer.optimize("net.onnx", target="ort-int8", out="out", data="calib/*.npz", threads=1)
+    assert result.shipped in ("float", "original")
+    rows = {row["scheme"]: row for row in result.manifest["candidates"]}
+    assert not rows["static"]["usable"]
+    assert "no such luck" in rows["static"]["reason"]
+    assert Path("out.bug/reproduce.json").is_file()
+
+
+def test_a_candidate_that_does_not_load_is_a_row(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def strange(self: object, graph: Graph, ctx: object) -> int:
+        node = graph.nodes[-1]
+        between = graph.variable("between", node.outputs[0].dtype, node.outputs[0].shape)
+        out, node.outputs[0] = node.outputs[0], between
+        graph.add("Strange", [between], [out], domain="nobody.knows")
+        return 1
+
+    monkeypatch.setattr("passes.quantize.Quantize.run", strange)
+    result = optimizer.optimize("net.onnx", target="ort-int8", out="out", data="calib/*.npz", threads=1)
+    assert result.shipped in ("float", "original")
+    assert "Strange" in result.manifest["candidates"][2]["reason"]
+    assert result.reverted is not None
+
+
 def test_strict_writes_nothing(place: Path) -> None:
     with pytest.raises(GateError, match="limit 200"):
         optimizer.optimize(

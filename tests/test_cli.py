@@ -170,6 +170,8 @@ def test_inspect_counts(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     spatial = 16 * 16 * 9
     assert facts["macs"] == spatial * (3 * 8 + 8 * 8 + 8 * 8) + 8 * 10
     assert facts["operators"]["Conv"] == {"count": 3, "macs": spatial * (3 * 8 + 8 * 8 + 8 * 8)}
+    assert facts["macs_at"] == {"image": [1, 3, 16, 16]}
+    assert facts["macs_unknown"] == 0
     assert facts["opset"] == {"ai.onnx": 17}
     assert facts["inputs"] == {"image": "float32[N,3,16,16]"}
     assert facts["bytes"] == Path("net.onnx").stat().st_size

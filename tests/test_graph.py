@@ -273,6 +273,26 @@ def test_replace_reaches_captures_and_outputs_of_subgraphs() -> None:
     assert Evaluate(1)(graph, feeds | {"c": np.array(False)})["y"].tolist() == [2, -4]
 
 
+LOOP = """g (float[2] x) => (float[2] y, float[2] z) <int64 n = {3}, bool go = {1}> {
+    y, z = Loop (n, go, x, x) <body = b (int64 i, bool c, float[2] v, float[2] u) => (bool c, float[2] w, float[2] w) {
+        s = Add(v, u)
+        w = Identity(s)
+    }>
+}"""
+
+
+def test_replace_knows_that_an_output_may_be_listed_twice() -> None:
+    graph = make(LOOP)
+    feeds = {"x": np.ones(2, np.float32)}
+    before = to_model(graph)
+    body = next(iter(node(graph, "Loop").bodies()))
+    body.bypass(body.nodes[1], body.nodes[0].outputs[0])
+    assert [n.op for n in body.nodes] == ["Add"]
+    assert [t.name for t in body.outputs] == ["c", "w", "w"]
+    onnx.checker.check_model(to_model(graph))
+    assert Evaluate(1)(graph, feeds)["z"].tolist() == Evaluate(1)(load(before), feeds)["z"].tolist() == [8, 8]
+
+
 def test_removed_subgraphs_release_their_captures() -> None:
     graph = make(IF)
     graph.remove(node(graph, "If"))

@@ -332,6 +332,30 @@ def test_floor_keeps_what_8_bits_would_break() -> None:
     assert weights(net.quantized("method=minmax floor=30")) == {}
 
 
+def test_limit_leaves_the_most_sensitive_part_in_float() -> None:
+    """Channel 0 is a thousand times larger than the rest, and the last convolution takes it out again."""
+    net = Net(
+        """g (float[N,32,8,8] x) => (float[N,32,8,8] y) {
+          a = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (x, wa)
+          b = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (a, wb)
+          c = Tanh (b)
+          d = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (c, wd)
+          e = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (d, we)
+          y = Neg (e)
+        }""",
+        (2, 32, 8, 8), wa=(32, 32, 3, 3), wb=(32, 32, 3, 3), wd=(32, 32, 3, 3), we=(32, 32, 3, 3),
+    )  # fmt: skip
+    arrays = {t.name: numpy_helper.to_array(t).copy() for t in net.proto.graph.initializer}
+    arrays["wd"][0] *= 1000
+    arrays["we"][:, 0] = 0
+    for tensor in net.proto.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
+    careless, careful = net.quantized("method=minmax"), net.quantized("method=minmax limit=25")
+    assert len(weights(careless)) == 4 and net.sqnr(careless) < 15
+    assert {name.removesuffix("_int8") for name in weights(careful)} == {"wa", "wb"}
+    assert net.sqnr(careful) > 25
+
+
 def test_ranges_of_single_tensors(residual: Net) -> None:
     plain, changed = residual.quantized(), residual.quantized("ranges=x:minmax")
     before, after = (g.array(g.nodes[0].inputs[1]) for g in (plain, changed))
@@ -376,3 +400,51 @@ def test_old_opsets_and_missing_statistics_are_refused(residual: Net) -> None:
         Quantize().run(load(residual.proto), replace(residual.context(), statistics=None))
     with pytest.raises(PipelineError, match="bits is 7, 8, or 0"):
         build("quantize{bits=4}")
+
+
+def test_an_offset_beyond_the_codes_is_added_as_an_operator(tmp_path: Path) -> None:
+    """As a view, an offset would put the zero point of values that are never near 0 below the lowest code."""
+    net = Net(
+        """g (float[N,32,8,8] x) => (float[N,32,8,8] y) <float far = {-9}> {
+          a = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (x, wa, ba)
+          c = Add (a, far)
+          y = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (c, wy)
+        }""",
+        (2, 32, 8, 8), wa=(32, 32, 3, 3), wy=(32, 32, 3, 3),
+    )  # fmt: skip
+    net.proto.graph.initializer.append(numpy_helper.from_array(np.full(32, 30, np.float32), "ba"))
+    graph = net.quantized()
+    assert fused(graph, tmp_path)["QLinearAdd"] == 1
+    assert net.sqnr(graph) > 25
+
+
+def test_static_products_fuse(tmp_path: Path) -> None:
+    text = "g (float[N,256] x) => (float[N,64] y) { a = MatMul (x, wa) b = Relu (a) y = Gemm (b, wy, by) }"
+    net = Net(text, (3, 256), wa=(256, 256), wy=(256, 64), by=(64,))
+    graph = net.quantized("scheme=static")
+    assert fused(graph, tmp_path) == Counter(QuantizeLinear=1, DequantizeLinear=1, QLinearMatMul=1, QGemm=1)
+    assert net.sqnr(graph) > 28
+
+
+@pytest.mark.parametrize("cpu", [VNNI, ARM])
+def test_moves_run_on_integers_of_either_sign(cpu: Cpu) -> None:
+    net = Net(
+        """g (float[1,32,8,8] x) => (float[1,32,H,W] y)
+        <float[4] scales = {1, 1, 2, 2}, int64[4] shape = {1, 32, 8, 8}> {
+          a = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (x, wa)
+          b = MaxPool <kernel_shape=[2,2], strides=[2,2]> (a)
+          c = Resize <mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (b, , scales)
+          d = Transpose <perm=[0,1,3,2]> (c)
+          e = Reshape (d, shape)
+          f, h = Split <axis=1, num_outputs=2> (e)
+          i = Concat <axis=1> (h, f)
+          y = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (i, wa)
+        }""",
+        (1, 32, 8, 8), opset=18, wa=(32, 32, 3, 3),
+    )  # fmt: skip
+    graph = net.quantized(cpu=cpu)
+    dtype = np.int8 if cpu is ARM else np.uint8
+    moves = [n for n in graph.nodes if n.op in ("MaxPool", "Resize", "Transpose", "Reshape", "Split")]
+    assert len(moves) == 5 and all(n.outputs[0].dtype == dtype for n in moves)
+    assert operators(graph)["QuantizeLinear"] == 4, "x, two convolutions and the Concat"
+    assert net.sqnr(graph, optimized=cpu is VNNI) > 28

@@ -104,7 +104,7 @@ class _Price:
 
     def dear(self, graph: Graph) -> set[int]:
         """Ids of the results that must not be stored; the largest ones where it is their sum that is too much."""
-        cost = {id(t): (_bytes(t) or 0) - self.paid[id(t)] for t in self.results}
+        cost = {id(t): (_bytes(t) or 0) + _record(t.name) - self.paid[id(t)] for t in self.results}
         large = {id(t) for t in self.results if (_bytes(t) or 0) > max(FREE, self.paid[id(t)] + SLACK)}
         total = sum(map(nbytes, graph.constants().values()))
         excess: float = graph.root.grown + self.growth - max(SLACK, total // 100)

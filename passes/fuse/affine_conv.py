@@ -108,7 +108,7 @@ def bn_conv(m: Match, make: Draft) -> Tensor | None:
 @rule("Conv|ConvTranspose(Add(Mul(a, b), t), w, bias?)")
 def mul_add_conv(m: Match, make: Draft) -> Tensor | None:
     found, shift = _constant(m, make), make.array(m["t"])
-    if found is None or shift is None:
+    if found is None or shift is None or shift.dtype == np.float16:  # where x + t / s may overflow
         return None
     x, scale = found
     if not scale.all() or scale.min() != scale.max():

@@ -23,6 +23,7 @@ from optimizer.statistics import METHODS, PERCENTILE, Method
 from passes.quantize import dynamic, static
 from passes.quantize.kernels import is_quantized
 from passes.quantize.placement import Choice, plan
+from passes.quantize.sensitivity import relieve
 
 OPSET = 13  # the first with scales per channel
 
@@ -32,8 +33,9 @@ class Quantize(Pass):
     """Options of `quantize`.
 
     `method` reads ranges off the histograms, `ranges` overrides it for single tensors ("name:method"). `floor` is the
-    least SQNR, in dB, that a tensor alone must keep in 8 bits, else its operators stay float (0: no limit). `skip`
-    names nodes or tensors whose operators stay float. `bits` of weights: 0 chooses by the processor.
+    least SQNR, in dB, that a tensor alone must keep in 8 bits, else its operators stay float (0: no limit); `limit` is
+    the same for the outputs: the most sensitive static operators stay float until they reach it. `skip` names nodes or
+    tensors whose operators stay float. `bits` of weights: 0 chooses by the processor.
     """
 
     name: ClassVar[str] = "quantize"
@@ -43,6 +45,7 @@ class Quantize(Pass):
     percentile: float = PERCENTILE
     ranges: tuple[str, ...] = ()
     floor: float = 0.0
+    limit: float = 0.0
     bits: int = 0
     skip: tuple[str, ...] = ()
 
@@ -79,7 +82,10 @@ class Quantize(Pass):
                 self.scheme == "static",
                 frozenset(self.skip),
             )
-            count += static.render(graph, plan(graph, ctx.statistics, choice), bits)
+            chosen = plan(graph, ctx.statistics, choice)
+            if self.limit > 0:
+                chosen = relieve(graph, chosen, bits, ctx, self.limit)
+            count += static.render(graph, chosen, bits)
         if self.scheme != "static":
             count += dynamic.render(graph, bits, self.skip, lstm=ctx.target.backend == "ort")
         return count

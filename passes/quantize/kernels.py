@@ -93,6 +93,8 @@ def kind(graph: Graph, node: Node, matmul: bool) -> Kind | None:
         return found if _weighted(graph, node, matmul) else None
     if node.op in ("Add", "Mul", "Sub", "Div"):
         return _binary(graph, node, found)
+    if found is Kind.UNIT and any(graph.is_constant(t) for t in node.inputs if t.name):
+        return None
     if node.op == "MaxPool":
         return found if graph.opset >= 12 else None
     if node.op == "Resize":

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from optimizer.graph import Array, Graph, Node, Tensor
+from passes.quantize.codes import Codes, Params, ends, gate
 from passes.quantize.kernels import Kind, activations, affine, phases
-from passes.quantize.placement import Codes, Params, Plan, Unit, ends, gate
+from passes.quantize.units import Plan, Unit
 from passes.quantize.weights import quantize_weights
 
 FLOAT = np.dtype(np.float32)

@@ -36,18 +36,21 @@ class Interpreter:
         self.graph = graph
         self._dims: dict[int, list[Expr] | None] = {}
         self._values: dict[int, Values | None] = {}
+        self._alive = list(graph.tensors().values())  # facts go by identity, which must not be given out twice
         for node in in_order(graph):
             self._visit(node)
 
     def dims(self, tensor: Tensor) -> list[Expr] | None:
         """Every dim, unknown ones as atoms; None where the rank is unknown."""
         if id(tensor) not in self._dims:
+            self._alive.append(tensor)
             self._dims[id(tensor)] = self._complete(tensor, None)
         return self._dims[id(tensor)]
 
     def values(self, tensor: Tensor) -> Values | None:
         """The elements of a small integer or bool tensor, in its shape; None for anything else."""
         if id(tensor) not in self._values:
+            self._alive.append(tensor)
             self._values[id(tensor)] = self._literal(tensor)
         return self._values[id(tensor)]
 
