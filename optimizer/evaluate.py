@@ -90,6 +90,8 @@ def session(model: bytes | Path, *, threads: int = 0, optimized: bool = False) -
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Idle threads of one session must not spin on the cores that another one is being timed on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     try:

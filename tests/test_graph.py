@@ -14,6 +14,7 @@ from optimizer.errors import ModelError
 from optimizer.evaluate import Evaluate
 from optimizer.graph import Constant, Graph, Node
 from optimizer.io import load, to_model
+from optimizer.shapes import infer
 from optimizer.text import show
 from tests.conftest import make
 
@@ -306,6 +307,15 @@ def test_set_input_drops_trailing_gaps_only() -> None:
     assert [t.name for t in clip.inputs] == ["x", "", "hi"]
     graph.set_input(clip, 2, None)
     assert [t.name for t in clip.inputs] == ["x"]
+
+
+def test_long_vectors_cost_inference_nothing() -> None:
+    graph = make("g (float[1] x) => (float[N] y) { a = Add(x, x) y = Neg(a) }")
+    graph.set_input(graph.nodes[0], 1, graph.constant(np.zeros(1 << 26, np.float32)))
+    start = time.perf_counter()
+    infer(graph)
+    assert time.perf_counter() - start < 1
+    assert graph.outputs[0].dtype == np.float32
 
 
 # ------------------------------------------------------------------ copies
