@@ -14,22 +14,30 @@ import onnx
 from onnx import helper
 
 from optimizer.graph import Constant, Graph, Node, Tensor
-from optimizer.stored import nbytes, tensor, tensor_proto
+from optimizer.stored import nbytes, tensor, tensor_proto, tensor_type
 
 SMALL = 1024  # bytes: smaller tensors always stay inside the file
 
 Homes = Mapping[int, list[Constant]]
 
 
-def to_model(graph: Graph, *, keep_weights: bool = True) -> onnx.ModelProto:
-    """The graph as one ModelProto (weights inside; at most 2 GiB).
-
-    With `keep_weights=False` initializers above 1 KiB are left out.
-    """
+def to_model(graph: Graph) -> onnx.ModelProto:
+    """The graph as one ModelProto, weights inside (at most 2 GiB)."""
     model, constants = frame(graph)
+    model.graph.initializer.extend(map(tensor, constants))
+    return model
+
+
+def skeleton(graph: Graph) -> onnx.ModelProto:
+    """The graph as a small ModelProto: initializers above 1 KiB are inputs, after those of the model."""
+    model, constants = frame(graph)
+    inputs = {info.name for info in model.graph.input}
     for constant in constants:
-        if keep_weights or nbytes(constant) <= SMALL:
+        if nbytes(constant) <= SMALL:
             model.graph.initializer.append(tensor(constant))
+        elif constant.name not in inputs:
+            info = helper.make_tensor_value_info(constant.name, tensor_type(constant), constant.shape)
+            model.graph.input.append(info)
     return model
 
 

@@ -16,12 +16,12 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto
 
 from optimizer.decode import read_model
-from optimizer.encode import SMALL, frame, to_model, to_node
+from optimizer.encode import SMALL, frame, skeleton, to_model, to_node
 from optimizer.errors import ModelError, UserError
 from optimizer.graph import Constant, Graph
 from optimizer.stored import chunks, nbytes, outside, tensor, tensor_type
 
-__all__ = ["LIMIT", "SMALL", "load", "nbytes", "save", "to_model", "to_node"]
+__all__ = ["LIMIT", "SMALL", "load", "nbytes", "save", "skeleton", "to_model", "to_node"]
 
 LIMIT = 1_500_000_000  # bytes of weights kept inside the .onnx file; protobuf ends at 2 GiB
 ALIGN = 4096  # offset of each tensor in the .data file, so that runtimes can map it

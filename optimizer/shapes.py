@@ -15,8 +15,7 @@ from onnx import helper, shape_inference
 from optimizer import stored
 from optimizer.decode import dim
 from optimizer.graph import Constant, Dim, Graph, Tensor, Variable
-from optimizer.io import SMALL, nbytes, to_model
-
+from optimizer.io import SMALL, nbytes, skeleton
 
 # Data propagation takes every vector for a possible shape and keeps some 60 bytes for each element of it.
 LONGEST = 1 << 20
@@ -27,7 +26,7 @@ def infer(graph: Graph) -> None:
 
     Symbols invented by the inference are dropped: two of them may look equal without being so.
     """
-    model = to_model(graph, keep_weights=False)
+    model = skeleton(graph)
     known: set[str] = set()
     for each in (d for v in model.graph.input for d in v.type.tensor_type.shape.dim):
         if isinstance(named := dim(each), str):
@@ -36,10 +35,6 @@ def infer(graph: Graph) -> None:
             each.Clear()
     custom = {name for n in graph.walk() if n.domain for name in (t.name for t in n.outputs)}
     _forget(model.graph, custom)
-    present = {t.name for t in model.graph.initializer} | {v.name for v in model.graph.input}
-    for name, constant in graph.constants().items():
-        if name not in present and nbytes(constant) > SMALL:
-            model.graph.input.append(_info(constant))
     for info in model.graph.input:
         if len(sizes := info.type.tensor_type.shape.dim) == 1 and sizes[0].dim_value > LONGEST:
             sizes[0].Clear()
@@ -104,11 +99,6 @@ def _repeat(graph: onnx.GraphProto, small: dict[str, Constant]) -> None:
         read = dict.fromkeys(name for node in body.node for name in node.input)
         body.initializer.extend(stored.tensor(small[n]) for n in read if n in small and n not in own)
         _repeat(body, small)
-
-
-def _info(constant: Constant) -> onnx.ValueInfoProto:
-    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(constant.dtype))
-    return helper.make_tensor_value_info(constant.name, dtype, list(constant.shape))
 
 
 def _collect(graph: onnx.GraphProto, found: dict[str, onnx.TypeProto]) -> None:

@@ -22,9 +22,8 @@ from optimizer.data import interface
 from optimizer.errors import OptimizeError
 from optimizer.evaluate import Feeds
 from optimizer.graph import Constant, Graph
-from optimizer.io import load, to_model
+from optimizer.io import load, skeleton
 from optimizer.pipeline import Pass
-from optimizer.stored import tensor_type
 from passes.cleanup.constants import lift_constants
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def _raised(graph: Graph, version: int) -> Graph:
     light = graph.copy()
     lift_constants(light)
     held = light.constants() | light.overridable
-    made = load(version_converter.convert_version(_weightless(light, held), version))
+    made = load(version_converter.convert_version(skeleton(light), version))
     placeholders = [t for t in made.inputs if t.name in held]
     made.ir.inputs = [t for t in made.inputs if t.name not in held]
     for placeholder in placeholders:
@@ -84,17 +83,6 @@ def _raised(graph: Graph, version: int) -> Graph:
     _restore(graph, made)
     lift_constants(made)
     return made
-
-
-def _weightless(graph: Graph, held: dict[str, Constant]) -> onnx.ModelProto:
-    """The model with large weights as inputs: the converter only looks at small constants."""
-    model = to_model(graph, keep_weights=False)
-    present = {t.name for t in model.graph.initializer} | {v.name for v in model.graph.input}
-    for name, constant in held.items():
-        if name not in present:
-            info = helper.make_tensor_value_info(name, tensor_type(constant), list(constant.shape))
-            model.graph.input.append(info)
-    return model
 
 
 def _restore(graph: Graph, made: Graph) -> None:
