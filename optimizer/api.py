@@ -24,7 +24,7 @@ from optimizer.fidelity import MAX_DROP, Metric, make_gate
 from optimizer.graph import Graph
 from optimizer.instrument import Limit
 from optimizer.io import load, save, to_model
-from optimizer.judge import ORIGINAL, Tell, Variant, judge
+from optimizer.judge import ORIGINAL, Tell, Variant, clock, judge
 from optimizer.manager import PassManager
 from optimizer.manifest import Record, manifest
 from optimizer.pipeline import build
@@ -127,9 +127,15 @@ def optimize(
 
         original, plain = builder.original(graph, path), builder.plain(graph)
         checked = builder.check_float(graph, plain.graph) if feeds else {"outputs": False, "reason": blind}
-        variants = [original, plain, *(builder.candidate(name, plain.graph) for name in plan.tails)]
+        variants = [original, plain, *(builder.candidate(name, plain.graph) for name in plan.first)]
         if must_run:
-            judge(variants, builder.open, held_out, gate, evaluate, backend.runs, progress)
+            judge(variants, original, builder.open, held_out, gate, evaluate, progress)
+        late = [builder.candidate(name, plain.graph) for name in plan.late(v.scheme for v in variants if v.misses)]
+        if late:
+            judge(late, original, builder.open, held_out, gate, evaluate, progress)
+        variants += late
+        if backend.runs:
+            clock(variants, builder.open, held_out, progress)
         choice = pick(variants, plan.forced)
         _report(feeds, checked, choice, strict, calibrated_on, known.data)
 

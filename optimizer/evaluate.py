@@ -92,6 +92,7 @@ def session(model: bytes | Path, *, threads: int = 0, optimized: bool = False) -
     options.inter_op_num_threads = 1
     # Idle threads of one session must not spin on the cores that another one is being timed on.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.enable_cpu_mem_arena = optimized  # the oracle keeps no memory between runs, whatever the model's size
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     try:

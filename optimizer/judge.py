@@ -111,28 +111,33 @@ def _add(found: dict[str, Difference], expected: Feeds, got: Feeds) -> None:
 
 
 def judge(
-    variants: list[Variant], open_: Open, feeds: Batches, gate: Gate, evaluate: Evaluate, timed: bool, tell: Tell
+    variants: list[Variant], original: Variant, open_: Open, feeds: Batches, gate: Gate, evaluate: Evaluate, tell: Tell
 ) -> None:
-    """Fills in differences, metrics, limits missed and (with `timed`) timings; original and float come first.
+    """Fills in differences from the original, metrics, and the limits that candidates miss.
 
     Raises ModelError where the runtime cannot load the original, BugError where it loads that but not the float model.
     """
     with ExitStack() as stack:
         sessions = _open(variants, open_, stack)
-        _compare(variants, sessions, feeds, evaluate, tell)
-        alive = [variant for variant in variants if not variant.failed]
-        for variant in alive:
+        _compare(variants, original, sessions, feeds, evaluate, tell)
+        scores = class_scores(original.graph)
+        for variant in variants:
+            if variant.failed:
+                continue
             tell(f"judging {variant.scheme}", 0, 0)
             variant.metric = gate.measure(sessions[variant.scheme].run)
-        scores, base = class_scores(variants[0].graph), variants[0].metric
-        for variant in alive[2:]:
-            variant.misses = gate.misses(variant.differences, scores, variant.metric, base)
-        if not timed:
-            return
-        tell("measuring latency", 0, 0)
-        timings = measure({v.scheme: sessions[v.scheme] for v in alive}, _few(feeds), seconds=SECONDS, rounds=ROUNDS)
-        for variant in alive:
-            variant.timing = timings[variant.scheme]
+            if variant.scheme not in (ORIGINAL, FLOAT):
+                variant.misses = gate.misses(variant.differences, scores, variant.metric, original.metric)
+
+
+def clock(variants: list[Variant], open_: Open, feeds: Batches, tell: Tell) -> None:
+    """Times all variants that run, interleaved, those that missed a limit too: what they would have gained is news."""
+    tell("measuring latency", 0, 0)
+    with ExitStack() as stack:
+        sessions = _open(variants, open_, stack)
+        timings = measure(sessions, _few(feeds), seconds=SECONDS, rounds=ROUNDS)
+    for variant in variants:
+        variant.timing = timings.get(variant.scheme)
 
 
 def _open(variants: list[Variant], open_: Open, stack: ExitStack) -> dict[str, Session]:
@@ -159,10 +164,15 @@ def _fail(variant: Variant, error: Exception) -> None:
 
 
 def _compare(
-    variants: list[Variant], sessions: dict[str, Session], feeds: Batches, evaluate: Evaluate, tell: Tell
+    variants: list[Variant],
+    original: Variant,
+    sessions: dict[str, Session],
+    feeds: Batches,
+    evaluate: Evaluate,
+    tell: Tell,
 ) -> None:
     """Runs every variant on every held-out feed beside the original in the oracle; one feed is in memory at a time."""
-    with evaluate.open(variants[0].graph) as reference:
+    with evaluate.open(original.graph) as reference:
         for done, feed in enumerate(feeds):
             expected = _reference(reference, feed)
             for variant in variants:

@@ -7,7 +7,7 @@ part, the rest is the one candidate beside it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import takewhile
 
@@ -24,12 +24,24 @@ CUSTOM = "passes"
 class Plan:
     """`tails` maps a scheme to the passes that follow `prepare`, without the float scheme, whose tail is empty.
 
-    `forced`: the scheme that must be shipped if it passes the gate, however fast it is.
+    `forced`: the scheme that must be shipped if it passes the gate, however fast it is. `fallbacks` maps a scheme to
+    the one it stands in for: it is built only where that one misses the gate.
     """
 
     prepare: tuple[Pass, ...]
     tails: Mapping[str, tuple[Pass, ...]]
     forced: str | None = None
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def first(self) -> list[str]:
+        """The schemes that are built in any case."""
+        return [name for name in self.tails if name not in self.fallbacks]
+
+    def late(self, missed: Iterable[str]) -> list[str]:
+        """The schemes that stand in for those in `missed`."""
+        gone = set(missed)
+        return [name for name in self.tails if self.fallbacks.get(name) in gone]
 
     def text(self, scheme: str) -> str:
         """The whole pipeline of one scheme, as `--passes` takes it."""
@@ -47,7 +59,7 @@ def make_plan(target: Target, passes: str | None, scheme: str | None) -> Plan:
         prepare = pipeline.build(target.prepare)
         tails = {name: pipeline.build(text) for name, text in target.candidates.items() if name != FLOAT}
     if scheme is None:
-        return Plan(prepare, tails)
+        return Plan(prepare, tails, fallbacks=target.fallbacks)
     if scheme not in (FLOAT, *tails):
         names = [FLOAT, *tails]
         near = get_close_matches(scheme, names, 1)

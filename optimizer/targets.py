@@ -31,6 +31,7 @@ class Cpu:
 class Target:
     """`prepare` runs for every candidate; `candidates` maps a scheme's name to the pipeline that ends it.
 
+    `fallbacks` maps a candidate to the one it stands in for: it is built only where that one misses the gate.
     `portable`: standard operators only. `summary`: one line for `optimize targets`.
     """
 
@@ -39,6 +40,7 @@ class Target:
     summary: str
     prepare: str = SIMPLIFY
     candidates: Mapping[str, str] = field(default_factory=lambda: {"float": ""})
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
     portable: bool = True
     cpu: Cpu = Cpu("x86_64", True)
 
@@ -56,10 +58,13 @@ def targets() -> dict[str, Target]:
             prepare=SIMPLIFY.replace("fuse", "fuse{gemm=false}"),  # a Gemm has no fast int8 kernel, a MatMul has
             candidates={
                 "float": "",
-                "static": f"{RAISE},calibrate,quantize{{scheme=static}}",
                 "hybrid": f"{RAISE},calibrate,quantize{{scheme=hybrid}}",
+                "static": f"{RAISE},calibrate,quantize{{scheme=static}}",
                 "dynamic": f"{RAISE},quantize{{scheme=dynamic}}",
+                "careful": f"{RAISE},calibrate,quantize{{scheme=hybrid limit=20}}",
             },
+            fallbacks={"careful": "hybrid"},
+            portable=False,  # an LSTM in int8 is an operator of the runtime's own
             cpu=cpu,
         ),
     )

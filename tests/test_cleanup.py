@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from optimizer.context import Context
 from optimizer.graph import peek
 from optimizer.io import load, to_model
-from passes.cleanup import Cleanup, movement, values
+from passes.cleanup import Cleanup, movement, values, windows
 from tests.conftest import make
 from tests.passes import model_of, ops, run
 
@@ -192,7 +192,7 @@ def test_keeps(name: str) -> None:
 
 
 def test_every_rule_has_an_example() -> None:
-    assert {one.name for one in movement.RULES + values.RULES} == EXAMPLES.keys()
+    assert {one.name for one in movement.RULES + windows.RULES + values.RULES} == EXAMPLES.keys()
 
 
 MORE_KEPT = {

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from models import zoo
 from optimizer import shapes
 from optimizer.context import Context
 from optimizer.graph import Graph, peek
 from optimizer.io import load
+from optimizer.manager import PassManager
+from optimizer.pipeline import build
 from passes.shapes import Shapes
 from passes.shapes.algebra import TERMS, Expr, choose, divide, equal, larger, less, number, product, smaller, symbol
 from passes.shapes.interpret import Interpreter
@@ -340,6 +343,25 @@ def test_random_shape_programs_are_computed_alike() -> None:
             <int64[3] c = {{2, 3, 4}}, int64[3] k = {{2, 0, 1}}, int64[1] z = {{0}}, int64[1] e = {{2}},
              int64[1] f = {{5}}> {{ {"  ".join(lines)}  y = Add(w, {known[-1]}) }}"""
         run("fixpoint(cleanup,shapes,cse)", text)
+
+
+ARITHMETIC = {"Shape", "Gather", "Concat", "Where", "Equal", "ConstantOfShape", "Range", "Squeeze", "Unsqueeze", "Cast"}
+LEFT = {"minilm-l3": (129, 13), "ppocr-rec": (402, 10), "vit-saliency": (661, 6), "silero-vad": (142, 65)}
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", LEFT)
+def test_real_models_lose_their_shape_arithmetic(name: str, ctx: Context) -> None:
+    """Nodes in all scopes, and those that are (or may be) shape arithmetic; no more than this must be left."""
+    try:
+        graph = load(zoo.path(name))
+    except zoo.ZooError as reason:
+        pytest.skip(str(reason))
+    PassManager().run(build("fixpoint(cleanup,fold,shapes,cse)"), graph, ctx)
+    left = ops(graph)
+    nodes, arithmetic = LEFT[name]
+    assert len(left) <= nodes
+    assert sum(op in ARITHMETIC for op in left) <= arithmetic
 
 
 def test_cost_is_linear(ctx: Context) -> None:
