@@ -30,9 +30,9 @@ from onnx import helper, numpy_helper
 from optimizer.evaluate import Feeds
 from optimizer.graph import Array
 from optimizer.targets import Cpu, Target, target
+from tests.conftest import model as parse
 
 SECTIONS = ("pipeline", "model", "constants", "inputs", "bindings", "target", "sqnr", "note", "result")
-HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 
 
 @dataclass
@@ -60,8 +60,7 @@ class Case:
         return replace(target(self.sections.get("target", "onnx").strip()), cpu=Cpu("x86_64", True))
 
     def model(self) -> onnx.ModelProto:
-        text = self.sections["model"]
-        made = onnx.parser.parse_model(text if text.lstrip().startswith("<") else HEADER + text)
+        made = parse(self.sections["model"])
         for name, array in self._arrays("constants").items():
             made.graph.initializer.append(numpy_helper.from_array(array, name))
         return made
