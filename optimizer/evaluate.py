@@ -93,6 +93,9 @@ def session(model: bytes | Path, *, threads: int = 0, optimized: bool = False) -
     # Idle threads of one session must not spin on the cores that another one is being timed on.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_cpu_mem_arena = optimized  # the oracle keeps no memory between runs, whatever the model's size
+    options.enable_mem_pattern = optimized  # nor a plan of memory for every shape it has seen
+    if not optimized:  # in the file's order: what is read soon after it is made is freed soon
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     try:

@@ -16,15 +16,21 @@ from numpy.typing import NDArray
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[str, ...] = get_args(Method)
 BINS = 4096
-SAMPLE = 1 << 18  # elements of one array that enter the bins; the extremes are always exact
+SAMPLE = 1 << 18  # elements of one array, about, that enter the bins; the extremes are always exact
 PERCENTILE = 99.99
+
+
+def stride(size: int) -> int:
+    """Every how many elements one enters the bins: an odd number, so as not to be in step with rows."""
+    return (size + SAMPLE - 1) // (2 * SAMPLE) * 2 + 1
 
 
 @dataclass
 class Histogram:
     """Distribution of one tensor: `counts` over [-limit, limit), exact `low` and `high`, and the share of zeros.
 
-    `size` is the number of elements seen, `batches` the number of arrays, `finite` False once NaN or infinity came.
+    A large array enters `counts` and `zeros` by a sample that weighs as much as the whole. `size` is the number of
+    elements seen, `batches` the number of arrays, `finite` False once NaN or infinity came.
     """
 
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -38,24 +44,31 @@ class Histogram:
 
     def add(self, values: NDArray[Any]) -> None:
         """Takes one array of numbers into account, in time linear in its size and in constant memory."""
-        self.batches += 1
-        if not values.size:
-            return
         flat = values.reshape(-1)
-        low, high = float(flat.min()), float(flat.max())
+        low, high = (float(flat.min()), float(flat.max())) if flat.size else (math.inf, -math.inf)
+        self.take(flat[:: stride(flat.size)], flat.size, low, high)
+
+    def take(self, sample: NDArray[Any], size: int, low: float, high: float) -> None:
+        """Takes an array of `size` numbers into account by every `stride(size)`-th of them and its exact extremes.
+
+        An extreme that is NaN or infinite stands for an array with such values in it.
+        """
+        self.batches += 1
+        if not size:
+            return
         if not (math.isfinite(low) and math.isfinite(high)):
             self.finite = False
             return
-        self.size += flat.size
+        self.size += size
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._grow(max(-low, high))
-        flat = flat[:: -(-flat.size // SAMPLE) | 1].astype(np.float64)  # odd: not in step with rows
-        self.zeros += int(flat.size - np.count_nonzero(flat))
+        flat, weight = sample.astype(np.float64), stride(size)
+        self.zeros += weight * int(flat.size - np.count_nonzero(flat))
         if self.limit:
             places = ((flat + self.limit) * (BINS / (2 * self.limit))).astype(np.int64)
-            self.counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
+            self.counts += weight * np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
         else:  # nothing but zeros so far
-            self.counts[BINS // 2] += flat.size
+            self.counts[BINS // 2] += weight * flat.size
 
     def _grow(self, peak: float) -> None:
         if peak <= self.limit or peak == 0.0:

@@ -25,6 +25,7 @@ PASSES = {
     "opset": "passes.opset:Opset",
     "quantize": "passes.quantize:Quantize",
     "shapes": "passes.shapes:Shapes",
+    "widen": "passes.widen:Widen",
 }
 BACKENDS = {"onnx": "backends.onnx:OnnxBackend", "ort": "backends.ort:OrtBackend"}
 

@@ -49,6 +49,10 @@ class Statistics(Mapping[str, Histogram]):
         """Takes one array of tensor `name` into account."""
         self._histograms.setdefault(name, Histogram()).add(values)
 
+    def take(self, name: str, sample: NDArray[Any], size: int, low: float, high: float) -> None:
+        """Takes one array of tensor `name` into account by a sample of it; see `Histogram.take`."""
+        self._histograms.setdefault(name, Histogram()).take(sample, size, low, high)
+
     def range(self, name: str, method: str = "minmax", percentile: float = PERCENTILE) -> tuple[float, float]:
         """(low, high) of a tensor, 0 included. Raises ModelError where it was not seen, DataError where not finite."""
         if name not in self._histograms:

@@ -1,13 +1,15 @@
 """Runs the float graph over the calibration batches and keeps a histogram of every tensor that int8 may need.
 
-One batch at a time; tensors are fetched in groups of bounded size, so that peak memory depends neither on the number of
-batches nor on how many tensors a large model has. Statistics that already hold every tensor are not made again.
+One batch at a time, one run a batch. A copy of the graph reduces its own large tensors, each as soon as it is made, to
+exact extremes and a sample, so that the runtime keeps no more of them than in a plain run, whatever the number of
+batches and however many tensors a model has. Statistics that already hold every tensor are not made again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,15 +17,27 @@ import numpy as np
 
 from optimizer.context import Context
 from optimizer.errors import PipelineError
-from optimizer.graph import Graph
+from optimizer.evaluate import Feeds
+from optimizer.graph import Graph, Node, Tensor
+from optimizer.histogram import SAMPLE
 from optimizer.pipeline import Pass
-from optimizer.shapes import infer
+from optimizer.shapes import infer, static
 from optimizer.statistics import Digest, Statistics
 from passes.quantize.kernels import is_quantized
 from passes.quantize.placement import observed
 
 log = logging.getLogger(__name__)
-GROUP = 512 << 20  # bytes of activations fetched in one run
+STEPS = 10  # the operator set in which Slice got steps; tensors of older models are fetched whole
+FLOAT = np.dtype(np.float32)
+NUMBERS = {
+    "all": -1,
+    "zero": 0,
+    "end": np.iinfo(np.int64).max,
+    "round": SAMPLE - 1,
+    "pair": 2 * SAMPLE,
+    "two": 2,
+    "one": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -37,49 +51,79 @@ class Calibrate(Pass):
         statistics = ctx.statistics
         if statistics is None:
             raise PipelineError("'calibrate' has nowhere to put statistics: the context holds none")
-        names = [] if is_quantized(graph) else observed(graph)
-        if all(name in statistics for name in names):
+        twin = graph.copy()
+        infer(twin)
+        wanted = [] if is_quantized(graph) else _floats(twin, observed(graph))
+        if all(t.name in statistics or (t.dtype is None and statistics) for t in wanted):
             return 0
         if not len(ctx.batches):
             raise PipelineError("'calibrate' needs data: give some with --data")
         statistics.clear()
-        _collect(graph, ctx, names, statistics)
+        _collect(twin, ctx, wanted, statistics)
         return 0
 
 
-def _collect(graph: Graph, ctx: Context, names: list[str], statistics: Statistics) -> None:
-    digest = Digest()
-    groups = _groups(graph, names, next(iter(ctx.batches)))
-    for place, group in enumerate(groups):
-        with ctx.evaluate.open(graph, group) as run:
-            for number, feeds in enumerate(ctx.batches):
-                if place == 0:
-                    digest.add(feeds)
-                for name, values in run(feeds).items():
-                    if np.asarray(values).dtype == np.float32:
-                        statistics.add(name, values)
-                ctx.progress("calibrate", place * len(ctx.batches) + number + 1, len(groups) * len(ctx.batches))
+def _floats(graph: Graph, names: Sequence[str]) -> list[Tensor]:
+    """The tensors of float32, and those whose type only a run can tell."""
+    tensors = graph.tensors()
+    return [t for t in map(tensors.__getitem__, names) if t.dtype is None or np.dtype(t.dtype) == FLOAT]
+
+
+def _collect(graph: Graph, ctx: Context, wanted: Sequence[Tensor], statistics: Statistics) -> None:
+    digest, summaries = Digest(), _summarise(graph, wanted)
+    parts = {t.name: summaries.get(t.name, (t.name,)) for t in wanted}
+    with ctx.evaluate.open(graph, [name for names in parts.values() for name in names]) as run:
+        for number, feeds in enumerate(ctx.batches, 1):
+            digest.add(feeds)
+            _add(statistics, parts, run(feeds))
+            ctx.progress("calibrate", number, len(ctx.batches))
     statistics.batches = len(ctx.batches)
     statistics.data = digest.hexdigest()
     log.info("calibrated %d tensors on %d batches", len(statistics), statistics.batches)
 
 
-def _groups(graph: Graph, names: list[str], feeds: Mapping[str, object]) -> list[list[str]]:
-    """Cuts `names` so that one run fetches about GROUP bytes at most, by the shapes of the first batch."""
-    twin = graph.copy()
-    infer(twin)
-    known: dict[str, int] = {}
-    for tensor in twin.inputs:
-        for dim, size in zip(tensor.shape or [], np.shape(np.asarray(feeds.get(tensor.name, 0))), strict=False):
-            if isinstance(dim, str):
-                known[dim] = size
-    tensors, groups, room = twin.tensors(), [list[str]()], GROUP
-    for name in names:
-        dims = tensors[name].shape or []
-        size = 4 * int(np.prod([d if isinstance(d, int) else known.get(d, 1) for d in dims if d is not None]))
-        if groups[-1] and size > room:
-            groups.append([])
-            room = GROUP
-        groups[-1].append(name)
-        room -= size
-    return groups
+def _add(statistics: Statistics, parts: Mapping[str, Sequence[str]], found: Feeds) -> None:
+    """Adds one batch; a tensor came whole or as its sample, its size and [lowest, highest, sum].
+
+    The runtime's extremes pass over a NaN, a sum never does. (A sum that overflows both ways is NaN as well: with such
+    numbers in it, the tensor is no use in 8 bits either.)
+    """
+    for name, names in parts.items():
+        arrays = [np.asarray(found[n]) for n in names]
+        if len(arrays) == 1:
+            if arrays[0].dtype == FLOAT:
+                statistics.add(name, arrays[0])
+            continue
+        sample, size, ends = arrays
+        low, high, total = ends.tolist()
+        statistics.take(name, sample, int(size), math.nan if math.isnan(total) else low, high)
+
+
+def _summarise(graph: Graph, wanted: Sequence[Tensor]) -> Mapping[str, tuple[str, str, str]]:
+    """Adds nodes that reduce large tensors, and those of unknown size; names of (sample, size, ends) by tensor."""
+    following = dict(zip(map(id, graph.nodes), [*graph.nodes[1:], None], strict=True))
+    numbers = {n: graph.constant(np.array([value]), n) for n, value in NUMBERS.items()}
+    summaries = {}
+    for tensor in wanted:
+        shape = static(tensor)
+        small = shape is not None and math.prod(shape) <= SAMPLE
+        if not small and tensor.dtype is not None and tensor.inputs and graph.opset >= STEPS:
+            summaries[tensor.name] = _summary(graph, tensor, numbers, following[id(tensor.inputs[0])])
+    graph.tidy()
+    return summaries
+
+
+def _summary(graph: Graph, tensor: Tensor, numbers: Mapping[str, Tensor], before: Node | None) -> tuple[str, str, str]:
+    """The sample takes every `histogram.stride(size)`-th element; the graph computes the stride from the size."""
+
+    def add(op: str, *inputs: Tensor, attrs: dict[str, int] | None = None) -> Tensor:
+        made = graph.variable(f"{tensor.name}_{op.lower()}")
+        graph.add(op, inputs, [made], attrs, before=before)
+        return made
+
+    flat, size = add("Reshape", tensor, numbers["all"]), add("Size", tensor)
+    half = add("Div", add("Add", size, numbers["round"]), numbers["pair"])
+    step = add("Add", add("Mul", half, numbers["two"]), numbers["one"])
+    sample = add("Slice", flat, numbers["zero"], numbers["end"], numbers["zero"], step)
+    ends = [add(op, flat) for op in ("ReduceMin", "ReduceMax", "ReduceSum")]
+    return sample.name, size.name, add("Concat", *ends, attrs={"axis": 0}).name

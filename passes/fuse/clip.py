@@ -21,7 +21,8 @@ from optimizer.rewrite import Draft, rule
 def bounds(make: Draft, clip: Node) -> tuple[float, float] | None:
     """Lower and upper bound of a Clip, infinite where absent; None where one is not constant or they cross.
 
-    A Relu counts as a Clip from 0.
+    A Relu counts as a Clip from 0. A bound that is written as infinite gives None: it lets infinity pass, where an
+    absent one stops at the largest number.
     """
     if clip.op == "Relu":
         return 0.0, math.inf
@@ -34,7 +35,7 @@ def bounds(make: Draft, clip: Node) -> tuple[float, float] | None:
         if tensor is None:
             continue
         value = scalar(make.graph, tensor)
-        if value is None or math.isnan(value):
+        if value is None or not math.isfinite(value):
             return None
         values[i] = value
     return (values[0], values[1]) if values[0] <= values[1] else None

@@ -27,7 +27,8 @@ def add_add(m: Match, make: Draft) -> Tensor | None:
     x, c = found
     if c.dtype.kind in "iu":
         return make.node("Add", x, make.constant(c + d, "sum"))
-    total = wide(c) + wide(d)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = wide(c) + wide(d)
     if (np.abs(total) < np.maximum(np.abs(c), np.abs(d)) / 2).any():
         return None
     return _made(make, "Add", x, total, c)
@@ -41,7 +42,7 @@ def mul_mul(m: Match, make: Draft) -> Tensor | None:
     x, c = found
     if c.dtype.kind in "iu":
         return make.node("Mul", x, make.constant(c * d, "product"))
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         product = wide(c) * wide(d)
     vanished = np.abs(product) < SMALLEST.get(c.dtype.name, 0.0)
     return _made(make, "Mul", x, product, c) if not (vanished & (c != 0) & (d != 0)).any() else None
