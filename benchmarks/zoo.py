@@ -156,11 +156,13 @@ def line(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    head = "| model | MB | nodes | shipped | MB | nodes | ms | float | shipped | metric | original | shipped | s | MB peak |"
+    columns = "model MB nodes shipped MB nodes ms float shipped metric original shipped s".split()
+    head = f"| {' | '.join(columns)} | MB peak |"
     lines = [head, "|---|" + "---:|" * 2 + "---|" + "---:|" * 5 + "---|" + "---:|" * 4]
     for r in rows:
         lines.append(
-            f"| {r.model} | {r.megabytes:.1f} | {r.nodes} | {r.shipped} | {r.shipped_megabytes:.1f} | {r.shipped_nodes} "
+            f"| {r.model} | {r.megabytes:.1f} | {r.nodes} "
+            f"| {r.shipped} | {r.shipped_megabytes:.1f} | {r.shipped_nodes} "
             f"| {r.milliseconds:.2f} | {r.speed['float']:.2f}x | **{r.speed['shipped']:.2f}x** | {r.metric} "
             f"| {r.score['original']:.3f} | {r.score['shipped']:.3f} | {r.seconds:.0f} | {r.peak_mb:.0f} |"
         )

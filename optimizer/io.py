@@ -19,6 +19,7 @@ from optimizer.decode import read_model
 from optimizer.encode import SMALL, frame, skeleton, to_model, to_node
 from optimizer.errors import ModelError, UserError
 from optimizer.graph import Constant, Graph
+from optimizer.inline import inline
 from optimizer.stored import chunks, nbytes, outside, tensor, tensor_type
 
 __all__ = ["LIMIT", "SMALL", "load", "nbytes", "save", "skeleton", "to_model", "to_node"]
@@ -38,7 +39,7 @@ def load(source: Path | str | onnx.ModelProto) -> Graph:
     else:
         folder, model = Path(source).parent, _parse(Path(source))
     _check(model, "the model" if isinstance(source, onnx.ModelProto) else f"'{source}'")
-    return read_model(_inline(model) if model.functions else model, folder)
+    return read_model(inline(model) if model.functions else model, folder)
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -87,15 +88,6 @@ def _check_operators(graph: onnx.GraphProto, version: int, local: set[tuple[str,
                 )
             if attr.type == onnx.AttributeProto.GRAPH:
                 _check_operators(attr.g, version, local, where)
-
-
-def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
-    from onnx import inliner
-
-    try:
-        return inliner.inline_local_functions(model)
-    except Exception as error:  # the inliner raises bare C++ exceptions
-        raise ModelError(f"the model's local functions cannot be inlined: {str(error).splitlines()[0]}") from error
 
 
 def save(graph: Graph, path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from optimizer.errors import UserError
 
 SIMPLIFY = "fixpoint(cleanup,fold,shapes,cse,fuse)"
-RAISE = "opset{min=13}"  # the first with scales per channel
+RAISE = "opset{min=13},widen,cleanup"  # the first with scales per channel; int8 kernels give and take float32
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from optimizer.pipeline import Pass
 from optimizer.shapes import infer, static
 from optimizer.statistics import Digest, Statistics
 from passes.quantize.kernels import is_quantized
-from passes.quantize.placement import observed
+from passes.quantize.placement import averaged, observed
 
 log = logging.getLogger(__name__)
+AXES_INPUT = 18  # the operator set in which ReduceMean got its axes as an input
 STEPS = 10  # the operator set in which Slice got steps; tensors of older models are fetched whole
 FLOAT = np.dtype(np.float32)
 NUMBERS = {
@@ -70,12 +71,15 @@ def _floats(graph: Graph, names: Sequence[str]) -> list[Tensor]:
 
 
 def _collect(graph: Graph, ctx: Context, wanted: Sequence[Tensor], statistics: Statistics) -> None:
-    digest, summaries = Digest(), _summarise(graph, wanted)
+    digest, summaries, means = Digest(), _summarise(graph, wanted), _average(graph, wanted)
     parts = {t.name: summaries.get(t.name, (t.name,)) for t in wanted}
-    with ctx.evaluate.open(graph, [name for names in parts.values() for name in names]) as run:
+    with ctx.evaluate.open(graph, [*(name for names in parts.values() for name in names), *means.values()]) as run:
         for number, feeds in enumerate(ctx.batches, 1):
             digest.add(feeds)
-            _add(statistics, parts, run(feeds))
+            found = run(feeds)
+            _add(statistics, parts, found)
+            for name, mean in means.items():
+                statistics.add_mean(name, found[mean].astype(np.float64))
             ctx.progress("calibrate", number, len(ctx.batches))
     statistics.batches = len(ctx.batches)
     statistics.data = digest.hexdigest()
@@ -97,6 +101,22 @@ def _add(statistics: Statistics, parts: Mapping[str, Sequence[str]], found: Feed
         sample, size, ends = arrays
         low, high, total = ends.tolist()
         statistics.take(name, sample, int(size), math.nan if math.isnan(total) else low, high)
+
+
+def _average(graph: Graph, wanted: Sequence[Tensor]) -> Mapping[str, str]:
+    """Adds a mean over all axes but the first channel axis where biases will need it; its name by tensor."""
+    names, means = set(averaged(graph)), {}
+    for tensor in wanted:
+        if tensor.name not in names or tensor.shape is None or tensor.dtype is None:
+            continue
+        axes = [axis for axis in range(len(tensor.shape)) if axis != 1]
+        given = graph.constant(np.array(axes), "axes") if graph.opset >= AXES_INPUT else None
+        attrs = {"keepdims": 0} if given is not None else {"keepdims": 0, "axes": axes}
+        mean = graph.variable(tensor.name + "_mean")
+        graph.add("ReduceMean", [tensor] if given is None else [tensor, given], [mean], attrs)
+        means[tensor.name] = mean.name
+    graph.tidy()
+    return means
 
 
 def _summarise(graph: Graph, wanted: Sequence[Tensor]) -> Mapping[str, tuple[str, str, str]]:

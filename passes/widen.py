@@ -85,7 +85,7 @@ def _type(tensor: Tensor) -> Any:
 
 
 def _fixed(node: Node) -> bool:
-    """True where a node touches half precision, or may, and has no version in float32 that is known to mean the same."""
+    """True where a node touches half precision, or may, and is not known to mean the same in float32."""
     if any(isinstance(value, onnx.AttributeProto) and value.type not in LISTS for value in node.attrs.values()):
         return True
     touched = [t for t in (*node.inputs, *node.outputs) if t.name]
@@ -168,6 +168,14 @@ def _types(graph: Graph) -> None:
         if isinstance(tensor, Variable) and is_half(tensor) and tensor.name not in kept:
             tensor.dtype = FLOAT
     for scope in graph.scopes():
-        for info in scope.declared.values():
-            if info.type.tensor_type.elem_type in HALVES.values():
-                info.type.tensor_type.elem_type = TensorProto.FLOAT
+        scope.declared = {name: _widened(info) for name, info in scope.declared.items()}
+
+
+def _widened(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """Copies share declarations, so a new one is made."""
+    if info.type.tensor_type.elem_type not in HALVES.values():
+        return info
+    wide = onnx.ValueInfoProto()
+    wide.CopyFrom(info)
+    wide.type.tensor_type.elem_type = TensorProto.FLOAT
+    return wide

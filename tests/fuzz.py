@@ -322,6 +322,10 @@ def casts(m: Maker) -> None:
     m.add("Cast", [wide], x.shape, exact=x.exact, to=TensorProto.FLOAT)
     if m.chance(0.3):
         m.add("Cast", [x], x.shape, exact=x.exact, to=TensorProto.FLOAT)
+    if m.chance(0.5):  # a weight that is stored in half precision
+        last = x.shape[-1] if x.shape and isinstance(x.shape[-1], int) else 1
+        stored = m.const(m.rng.uniform(0.5, 1.5, last).astype(np.float16))
+        m.add("Mul", [x, m.add("Cast", [stored], (last,), to=TensorProto.FLOAT)], x.shape)
 
 
 def reduces(m: Maker) -> None:

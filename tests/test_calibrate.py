@@ -321,3 +321,18 @@ def test_peak_memory_does_not_hold_every_tensor() -> None:
     plain, reduced, tensors = json.loads(done.stdout)
     assert tensors == 42
     assert reduced - plain < 200 * 1024
+
+
+def test_channel_means_survive_saving(tmp_path: Path) -> None:
+    statistics = Statistics("digest", 2)
+    statistics.add("x", np.ones(3, np.float32))
+    for batch in ([1.0, 2.0], [3.0, 6.0]):
+        statistics.add_mean("x", np.array(batch))
+    statistics.add_mean("y", np.array([5.0]))
+    statistics.save(tmp_path / "s.npz")
+    loaded = Statistics.load(tmp_path / "s.npz")
+    assert loaded.mean("z") is None
+    for name, mean in (("x", [2.0, 4.0]), ("y", [5.0])):
+        found = loaded.mean(name)
+        assert found is not None
+        assert found.tolist() == mean

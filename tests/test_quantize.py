@@ -24,7 +24,7 @@ from optimizer.pipeline import build
 from optimizer.statistics import Statistics
 from optimizer.targets import Cpu, target
 from passes.quantize import Quantize
-from passes.quantize.weights import quantize_weights
+from passes.quantize.weights import quantize_weights, rounding_shift
 from tests.conftest import model
 
 VNNI, PLAIN, ARM = Cpu("x86_64", True), Cpu("x86_64", False), Cpu("aarch64", True)
@@ -448,3 +448,32 @@ def test_moves_run_on_integers_of_either_sign(cpu: Cpu) -> None:
     assert len(moves) == 5 and all(n.outputs[0].dtype == dtype for n in moves)
     assert operators(graph)["QuantizeLinear"] == 4, "x, two convolutions and the Concat"
     assert net.sqnr(graph, optimized=cpu is VNNI) > 28
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_shift_of_rounding_is_what_a_convolution_adds(groups: int) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(8, 8 // groups, 3, 3)).astype(np.float32)
+    mean = rng.normal(size=8)
+    codes, scales = quantize_weights(weights, 0)
+    shift = rounding_shift(weights, codes, scales, 0, mean, groups)
+    error = codes * scales.reshape(-1, 1, 1, 1) - weights
+    for out in range(8):
+        group = out // (8 // groups)
+        inputs = mean[group * (8 // groups) : (group + 1) * (8 // groups)]
+        expected = sum(error[out, i].sum() * inputs[i] for i in range(8 // groups))
+        assert shift[out] == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_biases_make_up_for_rounded_weights() -> None:
+    """Inputs with a mean turn the rounding of weights into an offset, which the bias can take back."""
+    net = Net(
+        """g (float[N,16,16,16] x) => (float[N,16,16,16] y) {
+            c = Conv<pads=[1,1,1,1], kernel_shape=[3,3]>(x, w) r = Relu(c)
+            y = Conv<pads=[1,1,1,1], kernel_shape=[3,3]>(r, v) }""",
+        (2, 16, 16, 16),
+        w=(16, 16, 3, 3),
+        v=(16, 16, 3, 3),
+    )
+    net.feeds = [{"x": feed["x"] + 8} for feed in net.feeds]
+    assert net.sqnr(net.quantized("correct=true")) > net.sqnr(net.quantized("correct=false")) + 1

@@ -35,7 +35,8 @@ class Quantize(Pass):
     `method` reads ranges off the histograms, `ranges` overrides it for single tensors ("name:method"). `floor` is the
     least SQNR, in dB, that a tensor alone must keep in 8 bits, else its operators stay float (0: no limit); `limit` is
     the same for the outputs: the most sensitive static operators stay float until they reach it. `skip` names nodes or
-    tensors whose operators stay float. `bits` of weights: 0 chooses by the processor.
+    tensors whose operators stay float. `bits` of weights: 0 chooses by the processor. `correct` lowers biases by what
+    the rounding of weights adds on average.
     """
 
     name: ClassVar[str] = "quantize"
@@ -47,6 +48,7 @@ class Quantize(Pass):
     floor: float = 0.0
     limit: float = 0.0
     bits: int = 0
+    correct: bool = True
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -83,9 +85,10 @@ class Quantize(Pass):
                 frozenset(self.skip),
             )
             chosen = plan(graph, ctx.statistics, choice)
+            mean: static.Mean = ctx.statistics.mean if self.correct else lambda name: None
             if self.limit > 0:
-                chosen = relieve(graph, chosen, bits, ctx, self.limit)
-            count += static.render(graph, chosen, bits)
+                chosen = relieve(graph, chosen, bits, mean, ctx, self.limit)
+            count += static.render(graph, chosen, bits, mean)
         if self.scheme != "static":
             count += dynamic.render(graph, bits, self.skip, lstm=ctx.target.backend == "ort")
         return count

@@ -9,6 +9,8 @@ import numpy as np
 from optimizer.graph import Graph, Node
 from optimizer.ops import attribute
 
+STEP = 1e-10  # the smallest scale
+SMALLEST = 256 * STEP  # a tensor whose values are all smaller than this cannot be stored in 256 steps
 Codes = np.dtype[np.uint8] | np.dtype[np.int8]
 
 
@@ -41,7 +43,7 @@ class Params:
 def fit(low: float, high: float, dtype: Codes) -> Params:
     """Asymmetric parameters for [low, high], which must contain 0: exactly 0 has a code, and 0 at an end is an end."""
     first, last = ends(dtype)
-    scale = float(np.float32(max((high - low) / (last - first), 1e-10)))
+    scale = float(np.float32(max((high - low) / (last - first), STEP)))
     return Params(scale, int(np.clip(round(first - low / scale), first, last)), dtype)
 
 

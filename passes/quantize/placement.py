@@ -15,7 +15,7 @@ import numpy as np
 
 from optimizer.graph import Graph, Node, Tensor
 from optimizer.statistics import Histogram
-from passes.quantize.codes import Codes, Params, ends, fit, gate
+from passes.quantize.codes import SMALLEST, Codes, Params, ends, fit, gate
 from passes.quantize.cost import paying
 from passes.quantize.kernels import Kind, activations, affine, bounds, gated, kind
 from passes.quantize.units import Plan, Unit, connected
@@ -62,15 +62,28 @@ def observed(graph: Graph) -> list[str]:
     return list(names)
 
 
+def averaged(graph: Graph) -> list[str]:
+    """The tensors whose channel means correct biases: what Conv, ConvTranspose and Gemm read; channels on axis 1."""
+    ops = ("Conv", "ConvTranspose", "Gemm")
+    nodes = [n for n in graph.nodes if n.op in ops and kind(graph, n, matmul=True) is not None]
+    return list(dict.fromkeys(n.inputs[0].name for n in nodes))
+
+
 def _unit(graph: Graph, node: Node, statistics: Mapping[str, Histogram], choice: Choice) -> Unit | None:
     how = kind(graph, node, choice.matmul)
     if how is None or node.name in choice.skip or any(t.name in choice.skip for t in node.outputs):
         return None
     inputs = [node.inputs[i] for i in activations(graph, node, how)]
     seen = [statistics.get(t.name) for t in [*inputs, *node.outputs]]
-    if not all(h is not None and h.finite and h.size for h in seen):
+    if not all(h is not None and _measurable(h) for h in seen):
         return None
     return Unit(node, how, inputs)
+
+
+def _measurable(histogram: Histogram) -> bool:
+    """False where a tensor was never seen, holds NaN or infinity, or has values too small for the smallest scale."""
+    peak = max(-histogram.low, histogram.high)
+    return histogram.finite and histogram.size > 0 and (peak == 0 or peak >= SMALLEST)
 
 
 def _absorbed(graph: Graph, units: list[Unit], ranges: _Ranges) -> list[Unit]:

@@ -27,7 +27,7 @@ STRETCHES = 32
 Noise = Callable[[Sequence[Unit]], float]
 
 
-def relieve(graph: Graph, plan: Plan, bits: int, ctx: Context, limit: float) -> Plan:
+def relieve(graph: Graph, plan: Plan, bits: int, mean: static.Mean, ctx: Context, limit: float) -> Plan:
     """The part of `plan` with which every float output keeps `limit` dB SQNR on the first batches."""
     feeds = list(islice(ctx.batches, BATCHES))
     reference = _outputs(graph, ctx, feeds)
@@ -35,7 +35,7 @@ def relieve(graph: Graph, plan: Plan, bits: int, ctx: Context, limit: float) -> 
     def noise(units: Sequence[Unit]) -> float:
         """Noise over signal of the worst output with only these units in int8."""
         twin = graph.copy()
-        static.render(twin, Plan(_moved(graph, twin, units), plan.params), bits)
+        static.render(twin, Plan(_moved(graph, twin, units), plan.params), bits, mean)
         twin.sweep()
         twin.tidy()
         return max((_ratio(r, v) for r, v in zip(reference, _outputs(twin, ctx, feeds), strict=True)), default=0.0)

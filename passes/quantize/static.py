@@ -7,7 +7,7 @@ the accumulator itself. Moves work on the integers directly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,21 @@ from optimizer.graph import Array, Graph, Node, Tensor
 from passes.quantize.codes import Codes, Params, ends, gate
 from passes.quantize.kernels import Kind, activations, affine, phases
 from passes.quantize.units import Plan, Unit
-from passes.quantize.weights import quantize_weights
+from passes.quantize.weights import least_scales, quantize_weights, rounding_shift
 
 FLOAT = np.dtype(np.float32)
 
 
-def render(graph: Graph, plan: Plan, bits: int) -> int:
-    """Rewrites the outermost scope as planned. Returns how many operators run in int8."""
-    writer = _Writer(graph, plan.params, bits)
+Mean = Callable[[str], Array | None]
+
+
+def render(graph: Graph, plan: Plan, bits: int, mean: Mean = lambda name: None) -> int:
+    """Rewrites the outermost scope as planned. Returns how many operators run in int8.
+
+    `mean` gives the channel means [C] of a tensor, with which biases make up for the rounding of weights.
+    """
+    means = {id(u.node): mean(u.inputs[0].name) for u in plan.units if u.kind is Kind.WEIGHTED}
+    writer = _Writer(graph, plan.params, bits, means)
     for unit in plan.units:
         writer.write(unit)
     return len(plan.units)
@@ -32,8 +39,8 @@ def render(graph: Graph, plan: Plan, bits: int) -> int:
 class _Writer:
     """`codes` maps the float view of an int8 tensor, by identity, to the integers and their parameters."""
 
-    def __init__(self, graph: Graph, params: Mapping[str, Params], bits: int):
-        self.graph, self.params, self.bits = graph, params, bits
+    def __init__(self, graph: Graph, params: Mapping[str, Params], bits: int, means: Mapping[int, Array | None]):
+        self.graph, self.params, self.bits, self.means = graph, params, bits, means
         self.codes: dict[int, tuple[Tensor, Params]] = {}
         self.entered: dict[int, Tensor] = {}
         self.weights: dict[str, Tensor] = {}
@@ -61,7 +68,9 @@ class _Writer:
             stored = gate(self.graph, node, seen.dtype)[0]
         op, attrs = node.op, dict(node.attrs)
         if unit.kind is Kind.WEIGHTED:
-            inputs[1] = self._weights(node.inputs[1], 0 if op == "Conv" or attrs.get("transB") else 1)
+            axis = 0 if op == "Conv" or attrs.get("transB") else 1
+            inputs[1], shift = self._weights(node, node.inputs[1], axis, inputs)
+            inputs = self._biased(node, inputs, shift)
         elif unit.kind is Kind.CLAMP or op == "HardSigmoid":
             op, attrs, inputs = "Mul", {}, [inputs[0], self._scalar(1.0, seen.dtype)]
         elif op == "HardSwish":
@@ -129,28 +138,52 @@ class _Writer:
         parts: list[Tensor | None] = []
         for phase in np.ndindex(stride, stride):
             kernel, padding = _phase(weights, stride, pads, (phase[0], phase[1]))
-            w = self._weights(graph.constant(kernel, node.inputs[1].name), 0)
+            w, shift = self._weights(node, graph.constant(kernel, node.inputs[1].name), 0, inputs)
             attrs = {"kernel_shape": list(kernel.shape[2:]), "pads": padding}
-            parts.append(self._store("Conv", [inputs[0], w, *inputs[2:]], attrs, stored, node))
+            parts.append(
+                self._store("Conv", self._biased(node, [inputs[0], w, *inputs[2:]], shift), attrs, stored, node)
+            )
         joined = graph.variable(node.outputs[0].name + "_phases", stored.dtype)
         codes = graph.variable(node.outputs[0].name + "_int8", stored.dtype)
         graph.add("Concat", parts, [joined], {"axis": 1}, before=node)
         graph.add("DepthToSpace", [joined], [codes], {"blocksize": stride, "mode": b"DCR"}, before=node)
         return codes
 
-    def _weights(self, tensor: Tensor, axis: int) -> Tensor:
-        """The DequantizeLinear of an int8 initializer, one for each float initializer."""
-        key = f"{tensor.name}/{axis}"
+    def _weights(
+        self, node: Node, tensor: Tensor, axis: int, inputs: list[Tensor | None]
+    ) -> tuple[Tensor, Array | None]:
+        """The DequantizeLinear of an int8 initializer, the same wherever the same codes serve the operator's inputs.
+
+        With it, what rounding adds to each output channel on average; None where the input's means are not known.
+        """
+        values = self.graph.array(tensor)
+        assert values is not None
+        codes, scales = quantize_weights(values, axis, self.bits, self._least(inputs, values.shape[axis]))
+        key = f"{tensor.name}/{axis}/{scales.tobytes().hex()}"
         if key not in self.weights:
-            values = self.graph.array(tensor)
-            assert values is not None
-            codes, scales = quantize_weights(values, axis, self.bits)
             graph, name = self.graph, tensor.name
             inputs = [graph.constant(codes, name + "_int8"), graph.constant(scales, name + "_scale")]
             inputs.append(graph.constant(np.zeros(scales.shape, np.int8), name + "_zero_point"))
             self.weights[key] = graph.variable(name + "_dq", FLOAT)
             graph.add("DequantizeLinear", inputs, [self.weights[key]], {"axis": axis})
-        return self.weights[key]
+        mean = self.means[id(node)]
+        if mean is None or node.op == "MatMul":
+            return self.weights[key], None
+        groups = int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
+        return self.weights[key], rounding_shift(values, codes, scales, axis, mean, groups)
+
+    def _biased(self, node: Node, inputs: list[Tensor | None], shift: Array | None) -> list[Tensor | None]:
+        """The inputs, with a bias that is less by `shift`."""
+        old = inputs[2] if len(inputs) > 2 else None
+        bias = np.float32(0) if old is None else self.graph.array(old)
+        if shift is None or bias is None or bias.shape not in ((), shift.shape):
+            return inputs
+        made = (bias - shift).astype(np.float32)
+        return [*inputs[:2], self.graph.constant(made, node.outputs[0].name + "_bias")]
+
+    def _least(self, inputs: list[Tensor | None], channels: int) -> Array | None:
+        x, bias = inputs[0], None if len(inputs) < 3 or inputs[2] is None else self.graph.array(inputs[2])
+        return None if bias is None else least_scales(bias, self.codes[id(x)][1].scale, channels)
 
     def _scalar(self, value: float, dtype: Codes) -> Tensor:
         """A scalar, exactly: the code one step above (below) its zero point."""

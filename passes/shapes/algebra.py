@@ -2,6 +2,8 @@
 
 What is no polynomial (a rounded division, the smaller of two) becomes an atom named by the operator and its operands,
 so that equal computations stay equal. Nothing is approximated: an expression is either what it says or an atom.
+Sums and products hold for integers that wrap around too. Order and division do not: x < x + 1 is not so for the largest
+x. They are resolved for dims, which are far too small to wrap, and not for `data`.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ TERMS = 24  # an expression of more terms becomes an atom: shape arithmetic neve
 
 @dataclass(frozen=True)
 class Atom:
-    """An unknown integer; `natural` where it cannot be negative, as dims cannot."""
+    """An unknown integer; `natural` where it cannot be negative, as dims cannot; `data` where it may be any number."""
 
     key: Hashable
     natural: bool
+    data: bool = False
 
 
 Monomial = frozenset[tuple[Atom, int]]  # atoms with their powers; the empty one is 1
@@ -49,6 +52,11 @@ class Expr:
     def positive(self) -> bool:
         """True where it is certainly at least 1."""
         return self.natural and any(m == ONE for m, _ in self.terms)
+
+    @property
+    def data(self) -> bool:
+        """True where arithmetic with it may wrap around, because it is made of more than dims."""
+        return any(atom.data for m, _ in self.terms for atom, _ in m)
 
     def __add__(self, other: Expr) -> Expr:
         total = Counter(dict(self.terms))
@@ -95,14 +103,15 @@ def number(value: int) -> Expr:
     return Expr(frozenset([(ONE, int(value))] if value else []))
 
 
-def symbol(key: Hashable, *, natural: bool) -> Expr:
+def symbol(key: Hashable, *, natural: bool, data: bool = False) -> Expr:
     """An unknown, the same wherever the key is the same."""
-    return Expr(frozenset([(frozenset([(Atom(key, natural), 1)]), 1)]))
+    return Expr(frozenset([(frozenset([(Atom(key, natural, data), 1)]), 1)]))
 
 
-def opaque(op: str, *args: Hashable, natural: bool) -> Expr:
+def opaque(op: str, *args: Expr | frozenset[Expr], natural: bool) -> Expr:
     """The result of an operation that the algebra does not resolve."""
-    return symbol((op, *args), natural=natural)
+    data = any(e.data for arg in args for e in (arg if isinstance(arg, frozenset) else (arg,)))
+    return symbol((op, *args), natural=natural, data=data)
 
 
 def product(factors: Iterable[Expr]) -> Expr:
@@ -114,20 +123,26 @@ def divide(a: Expr, b: Expr) -> Expr:
     m, n = a.value, b.value
     if m is not None and n:
         return number(abs(m) // abs(n) * (1 if (m < 0) == (n < 0) else -1))
-    exact = a.over(b) if n != 0 else None
+    sure = n == 1 or a == b or not (a.data or b.data)
+    exact = a.over(b) if sure and n != 0 else None
     return exact if exact is not None else opaque("div", a, b, natural=a.natural and b.natural)
 
 
+def at_most(a: Expr, b: Expr) -> bool:
+    """True where a <= b is certain."""
+    return a == b or (not (a.data or b.data) and (b - a).natural)
+
+
 def smaller(a: Expr, b: Expr) -> Expr:
-    if (b - a).natural:
+    if at_most(a, b):
         return a
-    return b if (a - b).natural else opaque("min", frozenset([a, b]), natural=a.natural and b.natural)
+    return b if at_most(b, a) else opaque("min", frozenset([a, b]), natural=a.natural and b.natural)
 
 
 def larger(a: Expr, b: Expr) -> Expr:
-    if (a - b).natural:
+    if at_most(b, a):
         return a
-    return b if (b - a).natural else opaque("max", frozenset([a, b]), natural=a.natural or b.natural)
+    return b if at_most(a, b) else opaque("max", frozenset([a, b]), natural=a.natural or b.natural)
 
 
 def equal(a: Expr, b: Expr) -> Expr:
@@ -141,9 +156,10 @@ def equal(a: Expr, b: Expr) -> Expr:
 
 
 def less(a: Expr, b: Expr) -> Expr:
-    if (b - a).positive:
-        return number(1)
-    return number(0) if (a - b).natural else opaque("less", a, b, natural=True)
+    if at_most(b, a):
+        return number(0)
+    sure = not (a.data or b.data) and (b - a).positive
+    return number(1) if sure else opaque("less", a, b, natural=True)
 
 
 def choose(condition: Expr, a: Expr, b: Expr) -> Expr:

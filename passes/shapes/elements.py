@@ -113,8 +113,11 @@ def _reshaped(node: Node, facts: Facts) -> Values | None:
 
 
 def _cast(node: Node, facts: Facts) -> Values | None:
-    to_bool, from_bool = (np.dtype(t.dtype).kind == "b" for t in (node.outputs[0], node.inputs[0]))
-    return None if to_bool and not from_bool else facts.values(node.inputs[0])
+    values, source, to = facts.values(node.inputs[0]), node.inputs[0].dtype, node.outputs[0].dtype
+    if values is None or np.dtype(to) == np.dtype(source) or np.dtype(source).kind == "b":
+        return values
+    wraps = any(e.data for e in values.reshape(-1))  # in its old width, or in the new one
+    return None if wraps or np.dtype(to).kind == "b" else values
 
 
 def _concat(node: Node, facts: Facts) -> Values | None:

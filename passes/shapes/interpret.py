@@ -2,7 +2,7 @@
 
 Shape yields dims, Gather picks one, Add, Mul, Concat, Where, ... calculate with them (C4). Values are numpy arrays of
 `Expr`, so broadcasting is numpy's. An element that no rule explains is an atom of its own: equal to itself only.
-Arithmetic is taken to be free of overflow, as dims and their products are.
+Arithmetic on dims is taken to be free of overflow, as they and their products are; elements of other tensors are data.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Interpreter:
         if isinstance(tensor, Constant) and (array := self.graph.array(tensor)) is not None:
             return array_of([number(v) for v in array.reshape(-1).tolist()], known)
         count = math.prod(known)
-        return array_of([symbol(("element", tensor.name, i), natural=False) for i in range(count)], known)
+        return array_of([symbol(("element", tensor.name, i), natural=False, data=True) for i in range(count)], known)
 
 
 def _counts(tensor: Tensor) -> bool:
