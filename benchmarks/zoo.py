@@ -156,8 +156,10 @@ def line(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    columns = "model MB nodes shipped MB nodes ms float shipped metric original shipped s".split()
-    head = f"| {' | '.join(columns)} | MB peak |"
+    head = (
+        "| model | MB | nodes | shipped | MB | nodes | ms | float | shipped "
+        "| metric | original | shipped | s | MB peak |"
+    )
     lines = [head, "|---|" + "---:|" * 2 + "---|" + "---:|" * 5 + "---|" + "---:|" * 4]
     for r in rows:
         lines.append(

@@ -40,6 +40,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
+ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 COMMANDS = ("inspect", "passes", "targets")
 DATA = Group("Data", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
@@ -217,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code; the console script's entry point."""
     words = list(sys.argv[1:] if argv is None else argv)
     traces = _logging(words)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.signal(number, _terminate) for number in ENDS if _is_heard(number)}
     try:
         app(words or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
@@ -234,12 +235,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = f"internal error: {type(error).__name__}: {error}; please report it, with the output of -v"
         return _fail(text, BugError.exit_code, traces)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return 0
 
 
+def _is_heard(number: int) -> bool:
+    """False for a signal that whoever started us wants ignored, as nohup does."""
+    return signal.getsignal(number) is not signal.SIG_IGN
+
+
 def _terminate(number: int, frame: Any) -> None:
-    """SIGTERM unwinds like Ctrl-C, so that temporary files go."""
+    """SIGTERM and a closed terminal unwind like Ctrl-C, so that temporary files go."""
     raise SystemExit(128 + number)
 
 

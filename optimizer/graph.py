@@ -11,7 +11,6 @@ tensors appear among those tensors' readers.
 from __future__ import annotations
 
 import copy
-import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from optimizer.errors import ModelError
 from optimizer.ir import Array, Constant, Dim, PlainGraph, PlainNode, Tensor, Variable, peek
+from optimizer.names import Names
+from optimizer.order import in_order, reads
 
 __all__ = ["Array", "Constant", "Dim", "Graph", "Header", "Names", "Node", "Tensor", "Variable", "peek"]
 
@@ -57,32 +57,6 @@ class Header:
     outputs: list[onnx.ValueInfoProto]
     model: onnx.ModelProto  # everything else: producer, domain, version, doc, metadata (no graph inside)
     annotations: list[onnx.TensorAnnotation] = field(default_factory=list)
-
-
-class Names:
-    """The tensor and node names in use, shared by a graph and all its subgraphs. A name is never used twice.
-
-    `outputs` holds the names of all scopes' outputs.
-    """
-
-    def __init__(self) -> None:
-        self.used: set[str] = set()
-        self.outputs: set[str] = set()
-        self._next: dict[str, int] = {}
-        self._stems: dict[str, str] = {}
-
-    def fresh(self, hint: str) -> str:
-        """An unused name starting with `hint`; constant time, whatever the number of names."""
-        if hint and hint not in self.used:
-            self.used.add(hint)
-            return hint
-        stem = self._stems.get(hint, hint) or "tensor"  # so that a name made from a made one is no longer than it
-        n = self._next.get(stem, 0) + 1
-        while (name := f"{stem}_{n}") in self.used:
-            n += 1
-        self._next[stem], self._stems[name] = n, stem
-        self.used.add(name)
-        return name
 
 
 class Graph:
@@ -333,7 +307,7 @@ class Graph:
     def tidy(self) -> None:
         """Sorts every scope stably (Kahn, no recursion); captures of a subgraph count as inputs of its node."""
         for scope in self.scopes():
-            scope.ir.nodes = _sorted(scope.nodes)
+            scope.ir.nodes = in_order(scope.nodes)
 
     def sweep(self) -> int:
         """Removes nodes whose results nobody reads, in every scope; graph inputs stay. Returns how many."""
@@ -345,7 +319,7 @@ class Graph:
                 node = pending.pop()
                 if node.order < 0 or any(t.name and (t.outputs or self.is_output(t)) for t in node.outputs):
                     continue
-                makers = [m for t in _reads(node) for m in t.inputs if id(m) in own]
+                makers = [m for t in reads(node) for m in t.inputs if id(m) in own]
                 scope.remove(node)
                 removed += 1
                 pending.extend(makers)
@@ -390,50 +364,3 @@ def _copy(scope: Graph, names: Names, known: dict[int, Tensor], parent: Graph | 
         new.attrs.update({k: _copy(v, names, known, graph) for k, v in node.attrs.items() if isinstance(v, Graph)})
     graph.ir.outputs = [twin(t) for t in scope.outputs]
     return graph
-
-
-def _reads(node: Node) -> Iterator[Tensor]:
-    """The tensors a node needs: its inputs and, for a node with subgraphs, what they read."""
-    yield from node.inputs
-    for body in node.bodies():
-        for inner in body.walk():
-            yield from inner.inputs
-        for scope in body.scopes():
-            yield from scope.outputs
-
-
-def _sorted(nodes: list[Node]) -> list[Node]:
-    index = {id(node): i for i, node in enumerate(nodes)}
-    needs: dict[int, int] = {}
-    feeds: dict[int, list[Node]] = {}
-    for node in nodes:
-        makers = {id(m) for t in _reads(node) for m in t.inputs if id(m) in index}
-        needs[id(node)] = len(makers)
-        for key in makers:
-            feeds.setdefault(key, []).append(node)
-    ready = [(n.order, i, n) for i, n in enumerate(nodes) if not needs[id(n)]]
-    heapq.heapify(ready)
-    out: list[Node] = []
-    while ready:
-        _, _, node = heapq.heappop(ready)
-        out.append(node)
-        for reader in feeds.get(id(node), ()):
-            needs[id(reader)] -= 1
-            if not needs[id(reader)]:
-                heapq.heappush(ready, (reader.order, index[id(reader)], reader))
-    if len(out) != len(nodes):
-        stuck = _on_cycle([n for n in nodes if needs[id(n)]])
-        raise ModelError(f"node '{stuck.name}' ({stuck.op}) needs its own result: the graph cannot be executed")
-    for place, node in enumerate(out, 1):
-        node.order = float(place)
-    return out
-
-
-def _on_cycle(stuck: list[Node]) -> Node:
-    """One node of a cycle: each stuck node waits for a stuck one, so walking upwards comes round."""
-    waiting = {id(node) for node in stuck}
-    node, seen = stuck[0], set[int]()
-    while id(node) not in seen:
-        seen.add(id(node))
-        node = next(m for t in _reads(node) for m in t.inputs if id(m) in waiting)
-    return node

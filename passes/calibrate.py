@@ -76,17 +76,14 @@ def _collect(graph: Graph, ctx: Context, wanted: Sequence[Tensor], statistics: S
     with ctx.evaluate.open(graph, [*(name for names in parts.values() for name in names), *means.values()]) as run:
         for number, feeds in enumerate(ctx.batches, 1):
             digest.add(feeds)
-            found = run(feeds)
-            _add(statistics, parts, found)
-            for name, mean in means.items():
-                statistics.add_mean(name, found[mean].astype(np.float64))
+            _add(statistics, parts, means, run(feeds))
             ctx.progress("calibrate", number, len(ctx.batches))
     statistics.batches = len(ctx.batches)
     statistics.data = digest.hexdigest()
     log.info("calibrated %d tensors on %d batches", len(statistics), statistics.batches)
 
 
-def _add(statistics: Statistics, parts: Mapping[str, Sequence[str]], found: Feeds) -> None:
+def _add(statistics: Statistics, parts: Mapping[str, Sequence[str]], means: Mapping[str, str], found: Feeds) -> None:
     """Adds one batch; a tensor came whole or as its sample, its size and [lowest, highest, sum].
 
     The runtime's extremes pass over a NaN, a sum never does. (A sum that overflows both ways is NaN as well: with such
@@ -101,11 +98,14 @@ def _add(statistics: Statistics, parts: Mapping[str, Sequence[str]], found: Feed
         sample, size, ends = arrays
         low, high, total = ends.tolist()
         statistics.take(name, sample, int(size), math.nan if math.isnan(total) else low, high)
+    for name, mean in means.items():
+        if np.isfinite(found[mean]).all():  # an empty tensor has none
+            statistics.add_mean(name, found[mean].astype(np.float64))
 
 
 def _average(graph: Graph, wanted: Sequence[Tensor]) -> Mapping[str, str]:
     """Adds a mean over all axes but the first channel axis where biases will need it; its name by tensor."""
-    names, means = set(averaged(graph)), {}
+    names, means, following = set(averaged(graph)), {}, _following(graph)
     for tensor in wanted:
         if tensor.name not in names or tensor.shape is None or tensor.dtype is None:
             continue
@@ -113,15 +113,21 @@ def _average(graph: Graph, wanted: Sequence[Tensor]) -> Mapping[str, str]:
         given = graph.constant(np.array(axes), "axes") if graph.opset >= AXES_INPUT else None
         attrs = {"keepdims": 0} if given is not None else {"keepdims": 0, "axes": axes}
         mean = graph.variable(tensor.name + "_mean")
-        graph.add("ReduceMean", [tensor] if given is None else [tensor, given], [mean], attrs)
+        before = following.get(id(tensor.inputs[0])) if tensor.inputs else None
+        graph.add("ReduceMean", [tensor] if given is None else [tensor, given], [mean], attrs, before=before)
         means[tensor.name] = mean.name
     graph.tidy()
     return means
 
 
+def _following(graph: Graph) -> dict[int, Node | None]:
+    """What comes after each node, by its id: a reader put before that runs as soon as the node has."""
+    return dict(zip(map(id, graph.nodes), [*graph.nodes[1:], None], strict=True))
+
+
 def _summarise(graph: Graph, wanted: Sequence[Tensor]) -> Mapping[str, tuple[str, str, str]]:
     """Adds nodes that reduce large tensors, and those of unknown size; names of (sample, size, ends) by tensor."""
-    following = dict(zip(map(id, graph.nodes), [*graph.nodes[1:], None], strict=True))
+    following = _following(graph)
     numbers = {n: graph.constant(np.array([value]), n) for n, value in NUMBERS.items()}
     summaries = {}
     for tensor in wanted:

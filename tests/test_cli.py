@@ -144,7 +144,7 @@ def test_bisect_limit_stops_early(place: Path) -> None:
         assert (len(onnx.load(f"n{limit}/model.onnx").graph.node) == 13) == (nodes == 13)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_leaves_nothing(place: Path, number: signal.Signals) -> None:
     (place / "feeds.py").write_text(
         "import time, numpy as np\ndef make():\n    yield {'image': np.zeros((1, 3, 16, 16), np.float32)}\n"

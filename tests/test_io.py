@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from optimizer.errors import ModelError, UserError
-from optimizer.evaluate import Evaluate
+from optimizer.evaluate import Evaluate, session
 from optimizer.graph import Constant, Graph
 from optimizer.io import load, nbytes, save, skeleton, to_model
 from tests.conftest import make, model
@@ -206,6 +206,42 @@ def test_functions_are_inlined_nested_ones_too() -> None:
     assert not after.functions
     assert [e.domain for e in after.opset_import] == [""]
     assert Evaluate(1)(graph, {"x": np.array([1, -1], np.float32)})["y"].tolist() == [0, 0]
+
+
+HEAD = """<ir_version: 8, opset_import: ["" : 17, "my" : 1]>
+    g (float[N] x) => (float[N] y) { a = my.f(x) y = my.f <slope = 0.5> (a) }"""
+
+
+@pytest.mark.parametrize(
+    ("functions", "opset"),
+    [
+        ("""<domain: "my", opset_import: ["" : 17]> f <slope: float = 0.25> (v) => (w) {
+            w = LeakyRelu <alpha: float = @slope> (v) }""", {"": 17}),
+        ("""<domain: "my", opset_import: ["" : 16, "my" : 1]> f <slope: float = 0.25> (v) => (w) {
+            w = my.h <deep: float = @slope> (v) }
+        <domain: "my", opset_import: ["" : 17]> h <deep: float = 0.9> (v) => (w) {
+            w = LeakyRelu <alpha: float = @deep> (v) }""", {"": 17}),
+        ("""<domain: "my", opset_import: ["" : 17, "ai.onnx.ml" : 3]> f <slope: float = 0.25> (v) => (w) {
+            s = ai.onnx.ml.Scaler <scale = [2.0]> (v) w = LeakyRelu <alpha: float = @slope> (s) }""",
+         {"": 17, "ai.onnx.ml": 3}),
+    ],
+    ids=["defaults", "another set", "a domain of its own"],
+)  # fmt: skip
+def test_functions_mean_the_same_inlined(functions: str, opset: dict[str, int]) -> None:
+    proto = model(f"{HEAD}\n{functions}")
+    before = proto.SerializeToString()
+    graph = load(proto)
+    feeds = {"x": np.array([1, -1, -3], np.float32)}
+    (expected,) = session(before, threads=1).run(None, feeds)
+    assert np.array_equal(Evaluate(1)(graph, feeds)["y"], expected)
+    assert {o.domain: o.version for o in to_model(graph).opset_import} == opset
+    assert proto.SerializeToString() == before
+
+
+def test_a_function_of_a_set_that_differs_is_refused() -> None:
+    text = f"""{HEAD} <domain: "my", opset_import: ["" : 12]> f (v) => (w) {{ w = Softmax(v) }}"""
+    with pytest.raises(ModelError, match="local function 'f' is written for other operator sets"):
+        load(model(text))
 
 
 LOOP = """g (float[2] x) => (float[2] y, float[K,2] seen) <int64 n = {3}, bool go = {1}, float[2] step = {1, 2}> {

@@ -294,6 +294,58 @@ def test_weights_round_to_the_nearest_code(axis: int, shape: tuple[int, ...], bi
     assert np.all(np.abs(codes * wide - values) <= wide * 0.501)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e-20, 1e-42, 0])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[4,64,6] x) => (float[4,64,6] y) { a = Conv(x, w, b) r = Relu(a) y = Conv(r, v) }",
+        "g (float[4,64] x) => (float[4,64] y) { a = Gemm<transB=1>(x, w, b) r = Relu(a) y = Gemm(r, v) }",
+    ],
+    ids=["Conv", "Gemm"],
+)
+def test_a_dead_channel_keeps_its_bias(text: str, size: float) -> None:
+    """The runtime's int32 bias counts in steps of input scale times weight scale, and would overflow."""
+    dims = (64, 64, 1) if "Conv" in text else (64, 64)
+    net = Net(text, (4, 64, 6)[: len(dims)], w=dims, v=dims, b=(64,))
+    scaled(net, "w", (3,), size)
+    scaled(net, "b", (3,), 100)
+    graph = net.quantized("scheme=static")
+    assert operators(graph)["QuantizeLinear"] >= 2
+    assert net.sqnr(graph) > 22
+
+
+def scaled(net: Net, name: str, place: tuple[int, ...], factor: float) -> None:
+    """Multiplies a part of a weight."""
+    tensor = next(t for t in net.proto.graph.initializer if t.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    values[place] *= np.float32(factor)
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+
+@pytest.mark.parametrize("factor", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_stay(factor: float) -> None:
+    net = Net("g (float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }", (4, 32), w=(32, 32))
+    assert operators(net.quantized("scheme=dynamic"))["MatMulInteger"] == 1
+    scaled(net, "w", (0, 0), factor)
+    assert operators(net.quantized("scheme=dynamic")) == {"MatMul": 1}
+
+
+def test_values_below_the_smallest_scale_stay_float() -> None:
+    text = "g (float[N,64,8] x) => (float[N,64,8] y) { a = Conv(x, w) b = Relu(a) y = Conv(b, w) }"
+    net = Net(text, (4, 64, 8), w=(64, 64, 1))
+    assert operators(net.quantized("scheme=static"))["QuantizeLinear"] > 0
+    for feed in net.feeds:
+        feed["x"] *= np.float32(1e-12)
+    assert operators(net.quantized("scheme=static"))["QuantizeLinear"] == 0
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (64,), (1, 64), (4, 1), (4, 64)])
+def test_gemm_takes_any_bias(shape: tuple[int, ...]) -> None:
+    net = Net("g (float[4,64] x) => (float[4,64] y) { a = Gemm(x, w, b) c = Relu(a) y = Gemm(c, w) }", (4, 64),
+              w=(64, 64), b=shape)  # fmt: skip
+    assert net.sqnr(net.quantized("scheme=static")) > 25
+
+
 @pytest.mark.parametrize(
     ("cpu", "options", "top", "activations"),
     [(VNNI, "", 127, np.uint8), (PLAIN, "", 63, np.uint8), (PLAIN, "bits=8", 127, np.uint8), (ARM, "", 127, np.int8)],

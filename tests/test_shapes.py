@@ -24,6 +24,7 @@ from tests.passes import model_of, ops, run
 
 N, M = symbol("N", natural=True), symbol("M", natural=True)
 ANY = symbol("any", natural=False)
+DATA = symbol("data", natural=False, data=True)
 TWO, ONE, ZERO = number(2), number(1), number(0)
 
 
@@ -58,6 +59,34 @@ def test_comparisons_decide_only_what_is_certain() -> None:
     assert less(N, N + ONE) == ONE and less(N + M, N) == ZERO and less(N, M).value is None
     assert larger(N + M, N) == N + M and smaller(N + M, N) == N
     assert larger(N, M) == larger(M, N) and larger(N, M).value is None
+
+
+def test_data_may_wrap_around() -> None:
+    assert DATA * TWO - DATA == DATA and divide(DATA, DATA) == ONE and divide(DATA, ONE) == DATA
+    assert less(DATA, DATA + ONE).value is None and less(DATA, DATA) == ZERO
+    assert larger(DATA, DATA + ONE) != DATA + ONE and smaller(DATA, DATA + ONE) != DATA
+    assert divide(DATA * TWO, TWO) != DATA
+    assert less(divide(DATA, TWO), divide(DATA, TWO) + ONE).value is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "b = Less(a, c) y = Cast<to=7>(b)",
+        "b = GreaterOrEqual(c, a) y = Cast<to=7>(b)",
+        "b = Max(a, c) y = Neg(b)",
+        "b = Min(a, c) y = Neg(b)",
+        "b = Mul(a, two) d = Div(b, two) y = Neg(d)",
+        "b = Cast<to=6>(a) d = Cast<to=7>(b) y = Neg(d)",
+    ],
+)
+def test_elements_of_inputs_may_be_of_any_size(body: str) -> None:
+    constants = "<int64 one = {1}, int64 two = {2}>"
+    text = f"g (int64[3] x) => (int64[3] y) {constants} {{ a = Add(x, one) c = Add(a, one) {body} }}"
+    last = np.iinfo(np.int64).max
+    run(
+        "shapes", text, feeds=[{"x": np.array(v)} for v in ([0, 5, -7], [last - 1, last, -last], [2**62, 2**40, 2**31])]
+    )
     assert choose(ONE, N, M) == N and choose(ANY, N, N) == N and choose(ANY, N, M).value is None
 
 

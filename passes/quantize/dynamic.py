@@ -48,7 +48,7 @@ class _Writer:
         x, w = node.inputs[:2]
         if scope is None or self.graph.is_constant(x) or not _is_matrix(self.graph, w) or min(w.shape) < SMALLEST:
             return False
-        if x.dtype is not None and np.dtype(x.dtype) != FLOAT:
+        if (x.dtype is not None and np.dtype(x.dtype) != FLOAT) or not _is_finite(self.graph, w):
             return False
         bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
         if node.op == "Gemm" and not _plain(self.graph, node, bias):
@@ -71,6 +71,8 @@ class _Writer:
         graph, scope = self.graph, node.scope
         arrays = [graph.array(t) for t in node.inputs[1:3]]
         if scope is None or attribute(graph, node, "layout") or any(a is None or a.dtype != FLOAT for a in arrays):
+            return False
+        if not all(_is_finite(graph, t) for t in node.inputs[1:3]):
             return False
         inputs: list[Tensor | None] = [t if t.name else None for t in node.inputs]
         inputs += [None] * (8 - len(inputs))
@@ -125,6 +127,11 @@ class _Writer:
 
 def _is_matrix(graph: Graph, tensor: Tensor) -> bool:
     return graph.is_constant(tensor) and len(tensor.shape) == 2 and np.dtype(tensor.dtype) == FLOAT
+
+
+def _is_finite(graph: Graph, tensor: Tensor) -> bool:
+    values = graph.array(tensor)
+    return values is not None and bool(np.isfinite(values).all())
 
 
 def _plain(graph: Graph, node: Node, bias: Tensor | None) -> bool:

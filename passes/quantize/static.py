@@ -183,7 +183,9 @@ class _Writer:
 
     def _least(self, inputs: list[Tensor | None], channels: int) -> Array | None:
         x, bias = inputs[0], None if len(inputs) < 3 or inputs[2] is None else self.graph.array(inputs[2])
-        return None if bias is None else least_scales(bias, self.codes[id(x)][1].scale, channels)
+        if bias is None or bias.size not in (1, channels):
+            return None
+        return least_scales(bias, self.codes[id(x)][1].scale, channels)
 
     def _scalar(self, value: float, dtype: Codes) -> Tensor:
         """A scalar, exactly: the code one step above (below) its zero point."""
