@@ -101,6 +101,14 @@ def test_half_precision_weights_neither_overflow_nor_vanish(weight: float, facto
     assert (fired(load(made)) == {"conv-mul": 1}) is folds
 
 
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("product", ["Gemm(x, w, c)", "MatMul(x, w)"])
+def test_integers_round_and_wrap_so_nothing_folds_into_their_products(op: str, product: str) -> None:
+    constants = "<int64[2,2] w = {1099511627777, 5, 7, -2}, int64[2] c = {3, 2}>"
+    graph = make(f"g (int64[N,2] x) => (int64[N,2] y) {constants} {{ a = {product} y = {op}(a, c) }}")
+    assert fired(graph) == {}
+
+
 def test_cost_is_linear_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times the nodes take four times the attempts to match, a third of them with success."""
     attempts: list[Node] = []

@@ -222,7 +222,7 @@ HEAD = """<ir_version: 8, opset_import: ["" : 17, "my" : 1]>
         <domain: "my", opset_import: ["" : 17]> h <deep: float = 0.9> (v) => (w) {
             w = LeakyRelu <alpha: float = @deep> (v) }""", {"": 17}),
         ("""<domain: "my", opset_import: ["" : 17, "ai.onnx.ml" : 3]> f <slope: float = 0.25> (v) => (w) {
-            s = ai.onnx.ml.Scaler <scale = [2.0]> (v) w = LeakyRelu <alpha: float = @slope> (s) }""",
+            s = ai.onnx.ml.Scaler <scale = [2.0], offset = [1.0]> (v) w = LeakyRelu <alpha: float = @slope> (s) }""",
          {"": 17, "ai.onnx.ml": 3}),
     ],
     ids=["defaults", "another set", "a domain of its own"],

@@ -308,7 +308,7 @@ def test_a_dead_channel_keeps_its_bias(text: str, size: float) -> None:
     dims = (64, 64, 1) if "Conv" in text else (64, 64)
     net = Net(text, (4, 64, 6)[: len(dims)], w=dims, v=dims, b=(64,))
     scaled(net, "w", (3,), size)
-    scaled(net, "b", (3,), 100)
+    scaled(net, "b", (3,), -5)
     graph = net.quantized("scheme=static")
     assert operators(graph)["QuantizeLinear"] >= 2
     assert net.sqnr(graph) > 22

@@ -33,7 +33,7 @@ def _gemm(m: Match, make: Draft, scale: Array | None, shift: Array | None) -> Te
     """The matched Gemm `(x, w, b?)`, its columns scaled and shifted (None: by 1, by 0)."""
     gemm, b = m.node("Gemm"), m.get("b")
     bias = make.array(b)
-    if m["w"].dtype is None or (b is not None and bias is None):
+    if not has_dtype(m["w"], *GEMM) or (b is not None and bias is None):
         return None
     w: Tensor | None = m["w"]
     if scale is not None:
