@@ -1,6 +1,7 @@
 """The zoo through the default command, beside today's tools: what is shipped, how fast, how accurate.
 
     python -m benchmarks.zoo [--only NAME,NAME] [--peers] [--feeds 32] [--json FILE] [--markdown FILE]
+    python -m benchmarks.zoo --rows FILE ...
 
 Each model goes through `optimize MODEL --target ort-int8 --data 'calib/*.npz'` in a process of its own (its seconds
 and peak memory are that process's), and through `--target ort-fp32`. Then the original, both artifacts and, with
@@ -68,7 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=None, help="evaluation samples at most")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     parser.add_argument("--markdown", type=Path, help="where to write the table")
+    parser.add_argument("--rows", type=Path, nargs="+", help="no runs: the tables of these --json files")
     options = parser.parse_args(argv)
+    if options.rows:
+        rows = [Row(**row) for file in options.rows for row in json.loads(file.read_text())]
+        print(table(rows) + "\n" + peers_table(rows))
+        return 0
     names = [n for n in options.only.split(",") if n] or [n for n, m in zoo.MODELS.items() if m.task]
     rows = []
     for name in names:
@@ -76,9 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line(rows[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
-    print(table(rows))
+    tables = table(rows) + ("\n" + peers_table(rows) if options.peers else "")
+    print(tables)
     if options.markdown:
-        options.markdown.write_text(table(rows))
+        options.markdown.write_text(tables)
     return 0
 
 
@@ -156,20 +163,43 @@ def line(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    head = (
-        "| model | MB | nodes | shipped | MB | nodes | ms | float | shipped "
-        "| metric | original | shipped | s | MB peak |"
-    )
-    lines = [head, "|---|" + "---:|" * 2 + "---|" + "---:|" * 5 + "---|" + "---:|" * 4]
+    """What is shipped, as Markdown."""
+    columns = [
+        "model",
+        "MB",
+        "nodes",
+        "ms",
+        "float",
+        "shipped",
+        "",
+        "MB",
+        "nodes",
+        "metric",
+        "before",
+        "after",
+        "s",
+        "peak MB",
+    ]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * 4 + "---|" + "---:|" * 3 + "---|" + "---:|" * 4]
     for r in rows:
-        lines.append(
-            f"| {r.model} | {r.megabytes:.1f} | {r.nodes} "
-            f"| {r.shipped} | {r.shipped_megabytes:.1f} | {r.shipped_nodes} "
-            f"| {r.milliseconds:.2f} | {r.speed['float']:.2f}x | **{r.speed['shipped']:.2f}x** | {r.metric} "
-            f"| {r.score['original']:.3f} | {r.score['shipped']:.3f} | {r.seconds:.0f} | {r.peak_mb:.0f} |"
-        )
+        cells = [
+            r.model, f"{r.megabytes:.1f}", r.nodes, f"{r.milliseconds:.2f}", f"{r.speed['float']:.2f}x",
+            r.shipped, f"**{r.speed['shipped']:.2f}x**", f"{r.shipped_megabytes:.1f}", r.shipped_nodes,
+            r.metric, f"{r.score['original']:.3f}", f"{r.score['shipped']:.3f}", f"{r.seconds:.0f}", f"{r.peak_mb:.0f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     mean = float(np.exp(np.mean([np.log(r.speed["shipped"]) for r in rows])))
-    return "\n".join([*lines, "", f"Geometric mean of the shipped artifacts' speed: {mean:.2f}x."]) + "\n"
+    return "\n".join([*lines, "", f"Geometric mean over these models: {mean:.2f}x."]) + "\n"
+
+
+def peers_table(rows: Sequence[Row]) -> str:
+    """Speed and change of the metric beside the peers', as Markdown; a peer that fails has a dash."""
+    names = ["shipped", *peers.PEERS]
+    lines = [f"| model | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for r in rows:
+        cells = [f"{r.speed[n]:.2f}x {r.score[n] - r.score['original']:+.3f}" if n in r.score else "-" for n in names]
+        lines.append(f"| {r.model} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -130,10 +130,10 @@ def optimize(
         variants = [original, plain, *(builder.candidate(name, plain.graph) for name in plan.first)]
         if must_run:
             judge(variants, original, builder.open, held_out, gate, evaluate, progress)
-        late = [builder.candidate(name, plain.graph) for name in plan.late(v.scheme for v in variants if v.misses)]
-        if late:
-            judge(late, original, builder.open, held_out, gate, evaluate, progress)
-        variants += late
+        while late := plan.late([v.scheme for v in variants], [v.scheme for v in variants if v.misses]):
+            stand_ins = [builder.candidate(name, plain.graph) for name in late]
+            judge(stand_ins, original, builder.open, held_out, gate, evaluate, progress)
+            variants += stand_ins
         if backend.runs:
             clock(variants, builder.open, held_out, progress)
         choice = pick(variants, plan.forced)

@@ -83,7 +83,8 @@ class Builder:
         try:
             tail = self.plan.tails[scheme]
             steps = self._run(tail, variant.graph, scheme, [])
-            if not any(step.count for one, step in zip(tail, steps, strict=True) if is_lossy([one])):
+            lossy = [step for one, step in zip(tail, steps, strict=True) if is_lossy([one])]
+            if not lossy or not lossy[-1].count:  # those before it, such as 'widen', only make way for it
                 variant.failed = "finds nothing to change in this model"
             variant.steps = [*self.prepared, *steps]
             return variant if variant.failed else self._finish(variant)

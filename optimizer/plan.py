@@ -6,7 +6,7 @@ part, the rest is the one candidate beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import takewhile
@@ -38,10 +38,9 @@ class Plan:
         """The schemes that are built in any case."""
         return [name for name in self.tails if name not in self.fallbacks]
 
-    def late(self, missed: Iterable[str]) -> list[str]:
-        """The schemes that stand in for those in `missed`."""
-        gone = set(missed)
-        return [name for name in self.tails if self.fallbacks.get(name) in gone]
+    def late(self, built: Sequence[str], missed: Sequence[str]) -> list[str]:
+        """The schemes, not built yet, that stand in for those in `missed`."""
+        return [name for name in self.tails if name not in built and self.fallbacks.get(name) in missed]
 
     def text(self, scheme: str) -> str:
         """The whole pipeline of one scheme, as `--passes` takes it."""

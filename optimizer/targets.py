@@ -61,9 +61,10 @@ def targets() -> dict[str, Target]:
                 "hybrid": f"{RAISE},calibrate,quantize{{scheme=hybrid}}",
                 "static": f"{RAISE},calibrate,quantize{{scheme=static}}",
                 "dynamic": f"{RAISE},quantize{{scheme=dynamic}}",
+                "guarded": f"{RAISE},calibrate,quantize{{scheme=hybrid floor=24}}",
                 "careful": f"{RAISE},calibrate,quantize{{scheme=hybrid limit=20}}",
             },
-            fallbacks={"careful": "hybrid"},
+            fallbacks={"guarded": "hybrid", "careful": "guarded"},
             portable=False,  # an LSTM in int8 is an operator of the runtime's own
             cpu=cpu,
         ),

@@ -92,15 +92,14 @@ def _add(statistics: Statistics, parts: Mapping[str, Sequence[str]], means: Mapp
     for name, names in parts.items():
         arrays = [np.asarray(found[n]) for n in names]
         if len(arrays) == 1:
+            size = arrays[0].size
             if arrays[0].dtype == FLOAT:
                 statistics.add(name, arrays[0])
-            continue
-        sample, size, ends = arrays
-        low, high, total = ends.tolist()
-        statistics.take(name, sample, int(size), math.nan if math.isnan(total) else low, high)
-    for name, mean in means.items():
-        if np.isfinite(found[mean]).all():  # an empty tensor has none
-            statistics.add_mean(name, found[mean].astype(np.float64))
+        else:
+            size, (low, high, total) = int(arrays[1]), arrays[2].tolist()
+            statistics.take(name, arrays[0], size, math.nan if math.isnan(total) else low, high)
+        if size and name in means:
+            statistics.add_mean(name, found[means[name]].astype(np.float64))
 
 
 def _average(graph: Graph, wanted: Sequence[Tensor]) -> Mapping[str, str]:

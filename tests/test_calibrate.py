@@ -204,6 +204,16 @@ def test_a_sample_weighs_as_much_as_the_whole() -> None:
     assert h.counts[: BINS // 2].sum() == 100_000
 
 
+def test_a_batch_of_nothing_has_no_channel_means() -> None:
+    numbers = ", ".join(["1"] * 256)
+    graph = make(f"g (float[N,16] x) => (float[N,16] y) <float[16,16] w = {{ {numbers} }}> {{ y = Gemm(x, w) }}")
+    ctx = context(*({"x": np.full((n, 16), n, np.float32)} for n in (2, 0, 4)))
+    Calibrate().run(graph, ctx)
+    assert ctx.statistics is not None
+    mean = ctx.statistics.mean("x")
+    assert mean is not None and mean.tolist() == [3.0] * 16
+
+
 class Counting(Evaluate):
     """Counts the runs."""
 

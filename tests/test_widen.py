@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models import data, tiny, zoo
+from optimizer.api import optimize
 from optimizer.compare import compare
 from optimizer.context import Context
 from optimizer.evaluate import Evaluate, Feeds
@@ -114,6 +117,13 @@ def test_a_type_in_an_attribute_of_its_own_is_left_alone() -> None:
 
 def test_it_counts_as_lossy() -> None:
     assert is_lossy(build("widen"))
+
+
+def test_a_widened_model_is_not_taken_for_an_int8_one(tmp_path: Path) -> None:
+    made = optimize(tiny.ALL["half"](), target="ort-int8", data="random:4", out=tmp_path / "out", threads=1).manifest
+    assert made["shipped"] in ("original", "float")
+    nothing = [c["scheme"] for c in made["candidates"] if "finds nothing" in (c["reason"] or "")]
+    assert nothing == ["hybrid", "static", "dynamic"]
 
 
 @pytest.mark.zoo

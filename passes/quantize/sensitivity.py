@@ -16,6 +16,7 @@ import numpy as np
 from optimizer.context import Context
 from optimizer.evaluate import Feeds
 from optimizer.graph import Array, Graph
+from optimizer.statistics import Statistics
 from passes.quantize import static
 from passes.quantize.kernels import Kind, activations
 from passes.quantize.units import Plan, Unit, connected
@@ -23,13 +24,15 @@ from passes.quantize.units import Plan, Unit, connected
 log = logging.getLogger(__name__)
 BATCHES = 4
 STRETCHES = 32
+HEAVY = 5e7  # elements of activations in one batch: above, one run takes seconds, so one batch and a quarter of the stretches
 
 Noise = Callable[[Sequence[Unit]], float]
 
 
 def relieve(graph: Graph, plan: Plan, bits: int, mean: static.Mean, ctx: Context, limit: float) -> Plan:
     """The part of `plan` with which every float output keeps `limit` dB SQNR on the first batches."""
-    feeds = list(islice(ctx.batches, BATCHES))
+    heavy = ctx.statistics is not None and _elements(ctx.statistics) > HEAVY
+    feeds = list(islice(ctx.batches, 1 if heavy else BATCHES))
     reference = _outputs(graph, ctx, feeds)
 
     def noise(units: Sequence[Unit]) -> float:
@@ -43,7 +46,7 @@ def relieve(graph: Graph, plan: Plan, bits: int, mean: static.Mean, ctx: Context
     allowed = 10 ** (-limit / 10)
     if not feeds or not plan.units or noise(plan.units) <= allowed:
         return plan
-    kept = _fitting(_stretches(plan.units), noise, allowed, ctx)
+    kept = _fitting(_stretches(plan.units, STRETCHES // 4 if heavy else STRETCHES), noise, allowed, ctx)
     log.info("%d of %d operators stay in float for %.0f dB", len(plan.units) - len(kept), len(plan.units), limit)
     return Plan(kept, plan.params)
 
@@ -65,14 +68,19 @@ def _fitting(stretches: list[list[Unit]], noise: Noise, allowed: float, ctx: Con
     return []
 
 
-def _stretches(units: list[Unit]) -> list[list[Unit]]:
-    """Units cut before each weighted one, neighbours joined until there are at most STRETCHES."""
+def _elements(statistics: Statistics) -> float:
+    """Elements of all observed tensors in one batch."""
+    return sum(h.size / max(1, h.batches) for h in statistics.values())
+
+
+def _stretches(units: list[Unit], most: int) -> list[list[Unit]]:
+    """Units cut before each weighted one, neighbours joined until there are at most `most`."""
     found: list[list[Unit]] = [[]]
     for unit in units:
         if unit.kind is Kind.WEIGHTED and found[-1]:
             found.append([])
         found[-1].append(unit)
-    per = -(-len(found) // STRETCHES)
+    per = -(-len(found) // most)
     return [[u for stretch in found[i : i + per] for u in stretch] for i in range(0, len(found), per)]
 
 
