@@ -24,7 +24,7 @@ from passes.quantize.units import Plan, Unit, connected
 log = logging.getLogger(__name__)
 BATCHES = 4
 STRETCHES = 32
-HEAVY = 5e7  # elements of activations in one batch: above, one run takes seconds, so one batch and a quarter of the stretches
+HEAVY = 5e7  # activations in one batch: above, a run takes seconds, so one batch and a quarter of the stretches
 
 Noise = Callable[[Sequence[Unit]], float]
 
