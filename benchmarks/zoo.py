@@ -149,7 +149,7 @@ def score_and_time(name: str, files: dict[str, Path], feeds: Sequence[Feeds], ro
                 run(feeds[0])
                 sessions[variant] = Timed(run)
             except (OptimizeError, RuntimeError) as error:
-                row.failed[variant] = str(error).splitlines()[0]
+                row.failed[variant] = str(error).splitlines()[0].replace(f"{path.parent}/", "")
         timings = measure(sessions, feeds, seconds=20.0, rounds=400)
         row.milliseconds = timings["original"].median * 1e3
         for variant, made in sessions.items():
