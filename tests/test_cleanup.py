@@ -431,10 +431,10 @@ def test_cost_is_linear(ctx: Context) -> None:
         ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("t0", f"t{length}")]
         one = numpy_helper.from_array(np.ones(2, np.float32), "one")
         graph = load(model_of(helper.make_graph(nodes, "chain", ends[:1], ends[1:], [one])))
-        start = time.perf_counter()
+        start = time.process_time()
         Cleanup().run(graph, ctx)
         assert len(graph.nodes) == 1
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(100)
     assert seconds(8000) < 60 * max(seconds(400), 0.01)

@@ -110,9 +110,9 @@ def test_cost_is_linear(ctx: Context) -> None:
             nodes.append(helper.make_node("Max", [f"a{i}", f"b{i}"], [f"t{i + 1}"]))
         ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("t0", f"t{length}")]
         graph = load(model_of(helper.make_graph(nodes, "chain", ends[:1], ends[1:])))
-        start = time.perf_counter()
+        start = time.process_time()
         assert Cse().run(graph, ctx) == length
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(100)
     assert seconds(8000) < 60 * max(seconds(400), 0.005)

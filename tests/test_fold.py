@@ -261,9 +261,9 @@ def test_cost_is_linear(ctx: Context) -> None:
         ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
         one = numpy_helper.from_array(np.ones(2, np.float32), "t0")
         graph = load(model_of(helper.make_graph(nodes, "chain", ends[:1], ends[1:], [one])))
-        start = time.perf_counter()
+        start = time.process_time()
         assert Fold().run(graph, ctx) == length
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(100)
     assert seconds(8000) < 60 * max(seconds(400), 0.02)

@@ -403,9 +403,9 @@ def test_cost_is_linear(ctx: Context) -> None:
         nodes.append(helper.make_node("Neg", [f"t{length}"], ["y"]))
         ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2]) for name in ("t0", "y")]
         graph = load(model_of(helper.make_graph(nodes, "chain", ends[:1], ends[1:])))
-        start = time.perf_counter()
+        start = time.process_time()
         assert Shapes().run(graph, ctx) >= length
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(100)
     assert seconds(4000) < 60 * max(seconds(200), 0.02)
