@@ -17,8 +17,7 @@ from optimizer.graph import Constant, Graph, Node, Tensor
 RANDOM = frozenset(
     ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"]
 )
-TRAINING = {"Dropout", "BatchNormalization"}
-STATEFUL_DOMAINS_ALLOWED = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+KNOWN_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 COMMUTATIVE = frozenset(
     ["Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "Mean", "BitwiseAnd", "BitwiseOr", "BitwiseXor"]
 )
@@ -30,7 +29,7 @@ def is_pure(node: Node) -> bool:
     Random operators, Dropout and BatchNormalization in training mode, operators of unknown domains, and
     control flow around any of them are not pure.
     """
-    if node.op in RANDOM or (node.domain or "") not in STATEFUL_DOMAINS_ALLOWED:
+    if node.op in RANDOM or (node.domain or "") not in KNOWN_DOMAINS:
         return False
     if node.op == "BatchNormalization" and (node.attrs.get("training_mode", 0) or len(node.outputs) > 1):
         return False

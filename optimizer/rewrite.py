@@ -179,9 +179,7 @@ def _allowed(one: Rule, found: Match, draft: Draft, new: Tensor) -> bool:
     drafted = any(new is out for d in draft.nodes for out in d.outputs)
     if not drafted and found.root.op == "Identity" and draft.graph.bridged(old, new):
         return False  # the Identity is the bridge
-    if drafted or isinstance(new, Constant):
-        return _agree(old, new)
-    if one.shape_safe:
+    if drafted or isinstance(new, Constant) or one.shape_safe:
         return _agree(old, new)
     return shapes.same_shape(old, new)
 

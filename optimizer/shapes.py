@@ -14,7 +14,7 @@ from onnx import helper, shape_inference
 
 from optimizer import stored
 from optimizer.decode import dim
-from optimizer.graph import Constant, Dim, Graph, Tensor, Variable
+from optimizer.graph import Constant, Graph, Tensor, Variable
 from optimizer.io import SMALL, nbytes, skeleton
 
 # Data propagation takes every vector for a possible shape and keeps some 60 bytes for each element of it.
@@ -63,16 +63,6 @@ def static(tensor: Tensor) -> tuple[int, ...] | None:
     if tensor.shape is None or not all(isinstance(d, int) for d in tensor.shape):
         return None
     return tuple(tensor.shape)
-
-
-def broadcast(a: list[Dim], b: list[Dim]) -> list[Dim] | None:
-    """Numpy-style broadcast of two symbolic shapes, or None where it is not certain."""
-    out: list[Dim] = []
-    for m, n in zip([1] * (len(b) - len(a)) + a, [1] * (len(a) - len(b)) + b, strict=True):
-        if m is None or n is None or (m != n and 1 not in (m, n)):
-            return None
-        out.append(n if m == 1 else m)
-    return out
 
 
 def _forget(graph: onnx.GraphProto, keep: set[str]) -> None:

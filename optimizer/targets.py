@@ -32,7 +32,7 @@ class Target:
     """`prepare` runs for every candidate; `candidates` maps a scheme's name to the pipeline that ends it.
 
     `fallbacks` maps a candidate to the one it stands in for: it is built only where that one misses the gate.
-    `portable`: standard operators only. `summary`: one line for `optimize targets`.
+    `summary`: one line for `optimize targets`.
     """
 
     name: str
@@ -41,7 +41,6 @@ class Target:
     prepare: str = SIMPLIFY
     candidates: Mapping[str, str] = field(default_factory=lambda: {"float": ""})
     fallbacks: Mapping[str, str] = field(default_factory=dict)
-    portable: bool = True
     cpu: Cpu = Cpu("x86_64", True)
 
 
@@ -65,7 +64,6 @@ def targets() -> dict[str, Target]:
                 "careful": f"{RAISE},calibrate,quantize{{scheme=hybrid limit=20}}",
             },
             fallbacks={"guarded": "hybrid", "careful": "guarded"},
-            portable=False,  # an LSTM in int8 is an operator of the runtime's own
             cpu=cpu,
         ),
     )
