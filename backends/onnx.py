@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from optimizer.backend import Session
+from optimizer.engine import Built, EngineOptions
 from optimizer.errors import UnavailableError
 from optimizer.graph import Graph
 
@@ -14,6 +15,7 @@ class OnnxBackend:
     """Portable files. Whether outputs are kept is checked in the oracle, so there is no session to open here."""
 
     runs = False
+    compiles = False
 
     def available(self) -> str | None:
         return None
@@ -21,9 +23,12 @@ class OnnxBackend:
     def lower(self, graph: Graph) -> None:
         pass
 
-    def build(self, model: Path, folder: Path) -> Path:
-        return model
+    def build(self, model: Path, folder: Path, options: EngineOptions) -> Built:
+        return Built(model)
 
-    def open(self, built: Path, threads: int = 0) -> AbstractContextManager[Session]:
+    def command(self, model: Path, options: EngineOptions) -> str:
+        return ""
+
+    def open(self, built: Built, threads: int = 0) -> AbstractContextManager[Session]:
         """Raises UnavailableError: a portable file has no runtime of its own."""
         raise UnavailableError("target 'onnx' has no runtime of its own: use --target ort-fp32 to run and time a model")

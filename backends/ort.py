@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from optimizer.engine import Built, EngineOptions
 from optimizer.evaluate import Feeds, session
 from optimizer.graph import Graph
 
@@ -16,6 +17,7 @@ class OrtBackend:
     """The .onnx is the artifact; ONNX Runtime optimizes it further each time it is loaded."""
 
     runs = True
+    compiles = False
 
     def available(self) -> str | None:
         if find_spec("onnxruntime") is None:
@@ -25,13 +27,16 @@ class OrtBackend:
     def lower(self, graph: Graph) -> None:
         pass
 
-    def build(self, model: Path, folder: Path) -> Path:
-        return model
+    def build(self, model: Path, folder: Path, options: EngineOptions) -> Built:
+        return Built(model)
+
+    def command(self, model: Path, options: EngineOptions) -> str:
+        return ""
 
     @contextmanager
-    def open(self, built: Path, threads: int = 0) -> Iterator[OrtSession]:
+    def open(self, built: Built, threads: int = 0) -> Iterator[OrtSession]:
         """Raises ModelError, with the runtime's own reason, where the model does not load."""
-        yield OrtSession(session(built, threads=threads, optimized=True))
+        yield OrtSession(session(built.file, threads=threads, optimized=True))
 
 
 class OrtSession:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from optimizer.engine import Built, EngineOptions
 from optimizer.evaluate import Feeds
 from optimizer.graph import Graph
 
@@ -22,21 +23,34 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """One runtime. `runs` is False where there is nothing to open and time: the file itself is the result."""
+    """One runtime.
+
+    `runs` is False where nothing can be opened and timed: the file itself is the result. `compiles`: the model is made
+    into an engine; such a model is worth having where the compiler is not at hand, too.
+    """
 
     @property
     def runs(self) -> bool: ...
 
+    @property
+    def compiles(self) -> bool: ...
+
     def available(self) -> str | None:
-        """None where the runtime is here, else why not and how to get it."""
+        """None where the runtime (or the compiler) is here, else why not and how to get it."""
 
     def lower(self, graph: Graph) -> None:
         """Turns the graph, in place, into what this runtime accepts; needs no device."""
 
-    def build(self, model: Path, folder: Path) -> Path:
-        """Compiles `model` into `folder` and returns the file to open: the model itself where nothing is compiled."""
+    def build(self, model: Path, folder: Path, options: EngineOptions) -> Built:
+        """Compiles `model` into `folder`; where nothing is compiled, the file to open is the model itself.
 
-    def open(self, built: Path, threads: int = 0) -> AbstractContextManager[Session]:
+        Raises BuildError where the compiler refuses the model, UserError for options that do not fit it.
+        """
+
+    def command(self, model: Path, options: EngineOptions) -> str:
+        """The command line that builds the same elsewhere; '' where nothing is compiled."""
+
+    def open(self, built: Built, threads: int = 0) -> AbstractContextManager[Session]:
         """Loads a built file, with its threads pinned (0: all cores)."""
 
 

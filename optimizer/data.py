@@ -10,6 +10,7 @@ Two or three feeds hold out the last; a single one serves both.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,7 @@ class Data:
     digest: str
     synthetic: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)  # chosen for unknown dims of synthetic inputs
+    shapes: Mapping[str, Counter[tuple[int, ...]]] = field(default_factory=dict)  # of each input, how often each
 
 
 def interface(graph: Graph) -> dict[str, Input]:
@@ -101,22 +103,26 @@ def open_data(
     *,
     preprocess: str | None = None,
     seed: int = 0,
+    fixed: Mapping[str, float] | None = None,
     tell: Tell = lambda what, done, total: None,
 ) -> Data:
-    """Finds, checks and splits the feeds. Raises DataError, naming the feed and the input, at the first misfit."""
+    """Finds, checks and splits the feeds. Raises DataError, naming the feed and the input, at the first misfit.
+
+    `fixed` inputs have the one value given: random feeds get it, others must hold it.
+    """
     from optimizer import synthetic
 
     inputs = interface(graph)
     random = given is None or (isinstance(given, str) and given.startswith("random"))
     if random:
-        source: Source = synthetic.source(str(given or DEFAULT), graph, inputs, evaluate, seed)
+        source: Source = synthetic.source(str(given or DEFAULT), graph, inputs, evaluate, seed, fixed or {})
     else:
         source = find(given, inputs, preprocess)  # type: ignore[arg-type]  # None was dealt with above
     source.glance(inputs)
-    count, digest = examine(source, inputs, tell)
+    count, digest, shapes = examine(source, inputs, fixed or {}, tell)
     calibration, held = split(count)
     sizes = getattr(source, "sizes", {})
-    return Data(source.name, Part(source, calibration), Part(source, held), digest, random, sizes)
+    return Data(source.name, Part(source, calibration), Part(source, held), digest, random, sizes, shapes)
 
 
 def find(given: Given, inputs: Mapping[str, Input], preprocess: str | None) -> Source:
@@ -163,18 +169,24 @@ def _files(spec: str) -> tuple[Path, ...]:
     raise DataError(f"--data '{spec}': the folder holds no .npz, .npy or picture")
 
 
-def examine(source: Source, inputs: Mapping[str, Input], tell: Tell) -> tuple[int, str]:
-    """Checks every feed; returns their number and digest."""
+def examine(
+    source: Source, inputs: Mapping[str, Input], fixed: Mapping[str, float], tell: Tell
+) -> tuple[int, str, dict[str, Counter[tuple[int, ...]]]]:
+    """Checks every feed; returns their number, their digest, and how often each input has which shape."""
     digest, count = Digest(), 0
+    shapes: dict[str, Counter[tuple[int, ...]]] = {}
     for label, feed in source.read(None):
         check(label, feed, inputs)
+        check_fixed(label, feed, fixed)
         arrays = {n: np.asarray(a) for n, a in feed.items() if inputs[n].dtype is not None}
         digest.add({n: a.astype(str) if a.dtype.kind == "O" else a for n, a in arrays.items()})
+        for name, array in arrays.items():
+            shapes.setdefault(name, Counter())[array.shape] += 1
         count += 1
         tell("checking the data", count, 0)
     if count == 0:
         raise DataError(f"--data '{source.name}' holds no feed")
-    return count, digest.hexdigest()
+    return count, digest.hexdigest(), shapes
 
 
 def split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -230,3 +242,14 @@ def check_kind(label: str, want: Input, dtype: np.dtype[Any], shape: tuple[int, 
     for axis, (size, dim) in enumerate(zip(shape, want.shape, strict=True)):
         if isinstance(dim, int) and size != dim:
             raise DataError(f"{label}: '{want.name}' is [{has}], the model takes {want}: axis {axis} must be {dim}")
+
+
+def check_fixed(label: str, feed: Feeds, fixed: Mapping[str, float]) -> None:
+    """Raises DataError where an input that is fixed to one value has another."""
+    for name, value in fixed.items():
+        other = np.asarray(feed[name])[np.asarray(feed[name]) != value] if name in feed else np.zeros(0)
+        if other.size:
+            raise DataError(
+                f"{label}: '{name}' holds {other.reshape(-1)[0]}, but --fix makes it {value:g}: give inputs that "
+                "have this value"
+            )

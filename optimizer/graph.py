@@ -76,6 +76,7 @@ class Graph:
         self.annotating: dict[str, Constant] = {}
         self.metadata: dict[str, str] = {}
         self.declared: dict[str, onnx.ValueInfoProto] = {}
+        self.notes: dict[str, str] = {}  # why a node stayed in float, by its name; never written to the file
         self.grown = 0  # bytes that constant folding has added to the file so far, over all its runs
         self._dead = 0
 
@@ -289,7 +290,7 @@ class Graph:
         """Takes over the nodes of another model with the same interface, which is not to be used afterwards."""
         assert self.parent is None and other.parent is None
         self.ir, self.names, self.header, self._dead = other.ir, other.names, other.header, other._dead
-        self.overridable, self.annotating = other.overridable, other.annotating
+        self.overridable, self.annotating, self.notes = other.overridable, other.annotating, other.notes
         for node in self.nodes:
             node.scope = self
             for body in node.bodies():
@@ -303,6 +304,14 @@ class Graph:
             self.names.outputs.discard(tensor.name)
 
     # ---------------------------------------------------------------- order
+
+    def name_nodes(self) -> None:
+        """Gives a name of its own to every node that has none or shares one, so that reports can point at it."""
+        seen: set[str] = set()
+        for node in self.walk():
+            if not node.name or node.name in seen:
+                node.name = self.fresh(node.name or node.op)
+            seen.add(node.name)
 
     def tidy(self) -> None:
         """Sorts every scope stably (Kahn, no recursion); captures of a subgraph count as inputs of its node."""
@@ -329,7 +338,7 @@ class Graph:
         """An independent graph with the same names; arrays and stored weights are shared, never copied."""
         assert self.parent is None and self.header is not None
         twin = _copy(self, copy.deepcopy(self.names), {}, None)
-        twin.header, twin.grown = copy.deepcopy(self.header), self.grown
+        twin.header, twin.grown, twin.notes = copy.deepcopy(self.header), self.grown, dict(self.notes)
         used = twin.constants()
         for own, copied in ((self.overridable, twin.overridable), (self.annotating, twin.annotating)):
             copied.update({name: used[name] if name in used else c.copy() for name, c in own.items()})

@@ -27,7 +27,7 @@ _MOVES = {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Tra
 
 @dataclass(frozen=True)
 class Random:
-    """`count` feeds, each from its own seed; `values` holds the allowed integers of an input."""
+    """`count` feeds, each from its own seed; `values` holds the allowed integers of an input, `fixed` the only one."""
 
     name: str
     count: int
@@ -35,6 +35,7 @@ class Random:
     inputs: tuple[Input, ...]
     sizes: Mapping[str, int]
     values: Mapping[str, Array]
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
     def glance(self, inputs: Mapping[str, Input]) -> None:
         pass
@@ -47,6 +48,8 @@ class Random:
     def _draw(self, want: Input, rng: np.random.Generator) -> Array:
         assert want.dtype is not None and want.shape is not None
         shape = [d if isinstance(d, int) else self.sizes[key(want, axis)] for axis, d in enumerate(want.shape)]
+        if want.name in self.fixed:
+            return np.full(shape, self.fixed[want.name], want.dtype)
         if want.dtype.kind in "OSU":
             return np.full(shape, "text", object)
         if want.dtype.kind in "iub":
@@ -102,7 +105,14 @@ def key(want: Input, axis: int) -> str:
     return dim if isinstance(dim, str) else f"{want.name}[{axis}]"
 
 
-def source(spec: str, graph: Graph, inputs: Mapping[str, Input], evaluate: Evaluate, seed: int) -> Random:
+def source(
+    spec: str,
+    graph: Graph,
+    inputs: Mapping[str, Input],
+    evaluate: Evaluate,
+    seed: int,
+    fixed: Mapping[str, float] | None = None,
+) -> Random:
     """Reads `random:N`. Raises DataError where random inputs cannot be made for this model."""
     word, _, number = spec.partition(":")
     if word != "random" or not number.isdigit() or int(number) < 1:
@@ -116,7 +126,7 @@ def source(spec: str, graph: Graph, inputs: Mapping[str, Input], evaluate: Evalu
     reason = ""
     with evaluate.open(graph) as run:
         for sizes in _Tries(wanted):
-            made = Random(spec, int(number), seed, wanted, sizes, values)
+            made = Random(spec, int(number), seed, wanted, sizes, values, fixed or {})
             try:
                 run(next(made.read((0,)))[1])
                 return made

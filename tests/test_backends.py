@@ -13,6 +13,7 @@ from optimizer import registry
 from optimizer.backend import Timing, measure, ratio
 from optimizer.choose import faster, pick
 from optimizer.compare import compare
+from optimizer.engine import Built, EngineOptions
 from optimizer.errors import ModelError, UnavailableError
 from optimizer.evaluate import Evaluate, Feeds
 from optimizer.fidelity import class_scores, make_gate
@@ -40,7 +41,7 @@ def test_ort_runs_what_the_oracle_runs(tmp_path: Path) -> None:
     save(graph, tmp_path / "model.onnx")
     backend = registry.load_backend("ort")
     assert backend.available() is None
-    built = backend.build(tmp_path / "model.onnx", tmp_path)
+    built = backend.build(tmp_path / "model.onnx", tmp_path, EngineOptions())
     with backend.open(built, threads=1) as session:
         found = session.run(feeds)
     (difference,) = compare([(Evaluate(1)(graph, feeds), found)]).values()
@@ -51,15 +52,16 @@ def test_ort_runs_what_the_oracle_runs(tmp_path: Path) -> None:
 def test_ort_gives_the_reason_for_a_refusal(tmp_path: Path) -> None:
     save(load(tiny.ALL["custom_domain"]()), tmp_path / "model.onnx")
     with pytest.raises(ModelError, match="ONNX Runtime cannot load"):
-        registry.load_backend("ort").open(tmp_path / "model.onnx").__enter__()
+        registry.load_backend("ort").open(Built(tmp_path / "model.onnx")).__enter__()
 
 
 def test_a_portable_file_has_no_session(tmp_path: Path) -> None:
     backend = registry.load_backend("onnx")
     assert not backend.runs
-    assert backend.build(tmp_path / "model.onnx", tmp_path) == tmp_path / "model.onnx"
+    built = backend.build(tmp_path / "model.onnx", tmp_path, EngineOptions())
+    assert built == Built(tmp_path / "model.onnx")
     with pytest.raises(UnavailableError, match="ort-fp32"):
-        backend.open(tmp_path / "model.onnx")
+        backend.open(built)
 
 
 def test_the_clock_runs_sessions_in_turns() -> None:

@@ -1,0 +1,70 @@
+"""The backend of the targets trt-*: lowers, builds and opens, and says how to get what is missing."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from backends.trt import library
+from optimizer.backend import Session
+from optimizer.engine import Built, EngineOptions
+from optimizer.graph import Graph
+
+UNKNOWN = "?"
+
+
+class TrtBackend:
+    """TensorRT or TensorRT for RTX, whichever is here. Engines are built without a GPU, and run only on one."""
+
+    compiles = True
+
+    @property
+    def runs(self) -> bool:
+        """True where a GPU is present that engines can be built for here."""
+        here = library.present()
+        return here is not None and any(
+            found.supports(here) for name in library.TITLES if (found := library.load(name)) is not None
+        )
+
+    def available(self) -> str | None:
+        """None where engines can be built, with or without a GPU, else why not and how to get it."""
+        has_gpu = library.present() is not None
+        usable = [name for name in library.TITLES if library.load(name) and (has_gpu or name == library.RTX)]
+        return None if usable else library.missing()
+
+    def install(self) -> str:
+        """The command that brings TensorRT for RTX, which needs no GPU to build."""
+        return library.INSTALL[library.RTX]
+
+    def lower(self, graph: Graph) -> None:
+        """Names every node, so that layers and complaints can be traced back to it; frees dims called `?`.
+
+        TensorRT takes dims of one name for equal, and exporters write `?` for any size they do not know.
+        """
+        graph.name_nodes()
+        assert graph.header is not None
+        for info in graph.header.inputs:
+            for dim in info.type.tensor_type.shape.dim:
+                if dim.dim_param == UNKNOWN:
+                    dim.Clear()
+
+    def build(self, model: Path, folder: Path, options: EngineOptions) -> Built:
+        """Writes `folder`/model.engine for the GPUs and sizes in `options`.
+
+        Raises BuildError where TensorRT refuses the model, UserError for options that do not fit it.
+        """
+        from backends.trt.build import build
+
+        return build(model, folder, options)
+
+    def command(self, model: Path, options: EngineOptions) -> str:
+        """The line for NVIDIA's own tool that builds the same; needs nothing installed."""
+        from backends.trt.command import command
+
+        return command(model, options)
+
+    def open(self, built: Built, threads: int = 0) -> AbstractContextManager[Session]:
+        """Loads an engine onto the GPU. Raises UnavailableError where there is none that it was built for."""
+        from backends.trt.session import open_engine
+
+        return open_engine(built)
