@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -43,9 +43,13 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class Calibrate(Pass):
-    """Fills `ctx.statistics`; never changes the graph."""
+    """Fills `ctx.statistics`; never changes the graph.
+
+    `of`: the tensors that int8 may need, or all of float32, which half precision needs too.
+    """
 
     name: ClassVar[str] = "calibrate"
+    of: Literal["int8", "all"] = "int8"
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """Raises PipelineError where there is nothing to calibrate with."""
@@ -54,7 +58,7 @@ class Calibrate(Pass):
             raise PipelineError("'calibrate' has nowhere to put statistics: the context holds none")
         twin = graph.copy()
         infer(twin)
-        wanted = [] if is_quantized(graph) else _floats(twin, observed(graph))
+        wanted = _floats(twin, _computed(graph) if self.of == "all" else [] if is_quantized(graph) else observed(graph))
         if all(t.name in statistics or (t.dtype is None and statistics) for t in wanted):
             return 0
         if not len(ctx.batches):
@@ -62,6 +66,13 @@ class Calibrate(Pass):
         statistics.clear()
         _collect(twin, ctx, wanted, statistics)
         return 0
+
+
+def _computed(graph: Graph) -> list[str]:
+    """Inputs that are read and everything computed, of the outermost scope."""
+    names = [t.name for t in graph.inputs if t.outputs]
+    names += [t.name for node in graph.nodes if node.op != "Constant" for t in node.outputs if t.name]
+    return names
 
 
 def _floats(graph: Graph, names: Sequence[str]) -> list[Tensor]:
