@@ -1,8 +1,9 @@
-"""Renders a float graph in int8 for ONNX Runtime on the CPU, from calibration statistics.
+"""Renders a float graph in int8, from calibration statistics, for ONNX Runtime on the CPU or for TensorRT.
 
 static   Q/DQ around every operator with an int8 kernel, in chains that pay (`placement` decides, `static` writes)
 dynamic  MatMul, Gemm and LSTM with activations quantised at run time (`dynamic`)
 hybrid   static convolutions and what stands between them, dynamic MatMul, Gemm and LSTM: the best of both
+tensorrt Q/DQ before weighted operators, symmetric, as a strongly typed TensorRT network wants it (`tensorrt`)
 
 Which is fastest and close enough is measured on the target, not decided here. On x86 activations are u8 and weights
 s8 (7 bits where the processor has no VNNI); on ARM both are s8. A model that is quantised already is left alone.
@@ -10,6 +11,7 @@ s8 (7 bits where the processor has no VNNI); on ARM both are s8. A model that is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,11 +21,16 @@ from optimizer.context import Context
 from optimizer.errors import ModelError, PipelineError
 from optimizer.graph import Graph
 from optimizer.pipeline import Pass
-from optimizer.statistics import METHODS, PERCENTILE, Method
-from passes.quantize import dynamic, static
+from optimizer.shapes import infer
+from optimizer.statistics import METHODS, PERCENTILE, Method, Statistics
+from passes.quantize import dynamic, static, tensorrt
+from passes.quantize.codes import Codes
 from passes.quantize.kernels import is_quantized
 from passes.quantize.placement import Choice, plan
-from passes.quantize.sensitivity import relieve
+from passes.quantize.sensitivity import relieve, scores
+from passes.quantize.static import Mean
+from passes.quantize.tensorrt import Rest
+from passes.quantize.units import Plan, Unit, connected, moved, stretches
 
 OPSET = 13  # the first with scales per channel
 
@@ -36,12 +43,14 @@ class Quantize(Pass):
     least SQNR, in dB, that a tensor alone must keep in 8 bits, else its operators stay float (0: no limit); `limit` is
     the same for the outputs: the most sensitive static operators stay float until they reach it. `skip` names nodes or
     tensors whose operators stay float. `bits` of weights: 0 chooses by the processor. `correct` lowers biases by what
-    the rounding of weights adds on average.
+    the rounding of weights adds on average. `rest` is the type that what stays float will have (of `tensorrt` alone):
+    its scales are numbers of that type.
     """
 
     name: ClassVar[str] = "quantize"
     lossy: ClassVar[bool] = True
-    scheme: Literal["static", "dynamic", "hybrid"] = "hybrid"
+    scheme: Literal["static", "dynamic", "hybrid", "tensorrt"] = "hybrid"
+    rest: Rest = "fp16"
     method: Method = "mse"
     percentile: float = PERCENTILE
     ranges: tuple[str, ...] = ()
@@ -67,28 +76,62 @@ class Quantize(Pass):
             return 0
         if graph.opset < OPSET:
             raise ModelError(f"int8 needs opset {OPSET}, the model has {graph.opset}: put 'opset{{min=13}}' before")
+        if self.scheme == "tensorrt":
+            return self._tensorrt(graph, ctx)
         cpu = ctx.target.cpu
         arm = cpu.arch in ("aarch64", "arm64")
         bits = self.bits or (8 if arm or cpu.int8_dot else 7)
         count = 0
         if self.scheme != "dynamic":
-            if ctx.statistics is None:
-                raise PipelineError("'quantize' needs statistics: put 'calibrate' before it")
-            methods = {name: method for name, _, method in (item.rpartition(":") for item in self.ranges)}
-            choice = Choice(
-                np.dtype(np.int8) if arm else np.dtype(np.uint8),
-                self.method,
-                methods,
-                self.percentile,
-                self.floor,
-                self.scheme == "static",
-                frozenset(self.skip),
-            )
-            chosen = plan(graph, ctx.statistics, choice)
-            mean: static.Mean = ctx.statistics.mean if self.correct else lambda name: None
-            if self.limit > 0:
-                chosen = relieve(graph, chosen, bits, mean, ctx, self.limit)
-            count += static.render(graph, chosen, bits, mean)
+            count += self._static(graph, ctx, np.dtype(np.int8) if arm else np.dtype(np.uint8), bits)
         if self.scheme != "static":
             count += dynamic.render(graph, bits, self.skip, lstm=ctx.target.backend == "ort")
         return count
+
+    def _static(self, graph: Graph, ctx: Context, dtype: Codes, bits: int) -> int:
+        statistics, mean = self._statistics(ctx)
+        whole = self.scheme == "static"
+        choice = Choice(dtype, self.method, self._methods(), self.percentile, self.floor, whole, frozenset(self.skip))
+        chosen = plan(graph, statistics, choice)
+
+        def draw(units: Sequence[Unit]) -> Graph | None:
+            twin, part = graph.copy(), connected(list(units))
+            static.render(twin, Plan(moved(graph, twin, part), chosen.params), bits, mean)
+            return twin if part else None
+
+        if self.limit > 0:
+            kept = relieve(graph, stretches(chosen.units), draw, ctx, self.limit).kept
+            chosen = Plan(connected(kept), chosen.params)
+        return static.render(graph, chosen, bits, mean)
+
+    def _tensorrt(self, graph: Graph, ctx: Context) -> int:
+        statistics, mean = self._statistics(ctx)
+        graph.name_nodes()
+        infer(graph)
+        choice = tensorrt.Choice(
+            self.rest, self.method, self._methods(), self.percentile, self.floor, frozenset(self.skip)
+        )
+        chosen = tensorrt.plan(graph, statistics, choice)
+
+        def draw(names: Sequence[str]) -> Graph | None:
+            twin = graph.copy()
+            left_out = {node.name: "left out" for node in chosen.heads if node.name not in set(names)}
+            made = tensorrt.render(twin, tensorrt.plan(twin, statistics, choice, left_out), self.rest, mean)
+            return twin if made else None
+
+        if self.limit > 0:
+            work = {node.name: tensorrt.work(graph, node, statistics) for node in chosen.heads}
+            units = [[name] for name in work]
+            dropped = relieve(graph, units, draw, ctx, self.limit, scores(graph), work.__getitem__).dropped
+            why = {name: f"accuracy: SQNR {alone:.1f} dB alone" for name, alone in dropped}
+            chosen = tensorrt.plan(graph, statistics, choice, why)
+        graph.root.notes.update(chosen.reasons)
+        return tensorrt.render(graph, chosen, self.rest, mean)
+
+    def _statistics(self, ctx: Context) -> tuple[Statistics, Mean]:
+        if ctx.statistics is None:
+            raise PipelineError("'quantize' needs statistics: put 'calibrate' before it")
+        return ctx.statistics, ctx.statistics.mean if self.correct else lambda name: None
+
+    def _methods(self) -> dict[str, Method]:
+        return {name: method for name, _, method in (item.rpartition(":") for item in self.ranges)}  # type: ignore[misc]  # checked

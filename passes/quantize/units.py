@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from optimizer.graph import Node, Tensor
+from optimizer.graph import Graph, Node, Tensor
 from passes.quantize.codes import Params
-from passes.quantize.kernels import Kind
+from passes.quantize.kernels import Kind, activations
 
 
 @dataclass(eq=False)
@@ -54,3 +55,24 @@ def connected(units: list[Unit]) -> list[Unit]:
         if len(kept) == len(units):
             return kept
         units = kept
+
+
+def stretches(units: list[Unit]) -> list[list[Unit]]:
+    """Units cut before each weighted one."""
+    found: list[list[Unit]] = [[]]
+    for unit in units:
+        if unit.kind is Kind.WEIGHTED and found[-1]:
+            found.append([])
+        found[-1].append(unit)
+    return found
+
+
+def moved(graph: Graph, twin: Graph, units: Sequence[Unit]) -> list[Unit]:
+    """The same units on a copy of the graph."""
+    twins = {id(node): other for node, other in zip(graph.nodes, twin.nodes, strict=True)}
+    made = []
+    for unit in units:
+        node = twins[id(unit.node)]
+        inputs = [node.inputs[i] for i in activations(twin, node, unit.kind)]
+        made.append(Unit(node, unit.kind, inputs, [twins[id(n)] for n in unit.absorbed], unit.view))
+    return made
