@@ -6,18 +6,20 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
+from platformdirs import user_cache_path
 
 from optimizer import artifact, registry, targets
 from optimizer.backend import Backend
 from optimizer.build import Builder, Watch
 from optimizer.choose import Choice, pick
 from optimizer.context import Context
-from optimizer.data import Data, Given, open_data
+from optimizer.data import Data, Given, interface, open_data
+from optimizer.engine import EngineOptions, make_profiles
 from optimizer.errors import DataError, GateError, ModelError, UnavailableError, UserError
 from optimizer.evaluate import Evaluate
 from optimizer.fidelity import MAX_DROP, Metric, make_gate
@@ -25,10 +27,12 @@ from optimizer.graph import Graph
 from optimizer.instrument import Limit
 from optimizer.io import load, save, to_model
 from optimizer.judge import ORIGINAL, Tell, Variant, clock, judge
+from optimizer.lint import lint
 from optimizer.manager import PassManager
-from optimizer.manifest import Record, manifest
+from optimizer.manifest import Engine, Record, manifest
 from optimizer.pipeline import build
 from optimizer.plan import make_plan
+from optimizer.precision import MIN_INT8, layers, report, shortfall
 from optimizer.statistics import Statistics
 from optimizer.stored import nbytes
 from optimizer.targets import Target
@@ -49,6 +53,12 @@ class Result:
     def model(self) -> Path:
         """The model to deploy."""
         return self.folder / str(self.manifest["output"]["file"])
+
+    @property
+    def engine(self) -> Path | None:
+        """The engine built of it; None where the target compiles nothing, or nothing could be compiled here."""
+        built = self.manifest.get("engine")
+        return self.folder / str(built["file"]) if built else None
 
     @property
     def shipped(self) -> str:
@@ -92,60 +102,85 @@ def optimize(
     verify_each: bool = False,
     dump: Path | str | None = None,
     bisect_limit: int | None = None,
+    fixed: Mapping[str, float] | None = None,
+    engine: EngineOptions | None = None,
+    emit: Literal["engine", "onnx"] = "engine",
+    min_int8: float = MIN_INT8,
     progress: Tell = lambda what, done, total: None,
 ) -> Result:
     """Makes `model` fast on `target` and proves that it is no worse; writes the artifact's folder `out`.
 
     `data` is what --data takes, a list of feeds, or a function that returns an iterable of them; `metric` a function
     of a callable model, higher is better. Limits: `min_sqnr` in dB, `min_agreement` a share of rows, `max_drop` in the
-    metric's unit. `threads` 0 means all cores.
+    metric's unit. `threads` 0 means all cores. `fixed` gives inputs the one value they will ever have.
 
-    Raises UserError (ModelError, DataError, PipelineError), UnavailableError, GateError (only with `strict`) and
-    BugError; then nothing is written, and an artifact that was there before stays.
+    For targets that compile: `engine` says how, `emit` "onnx" stops at the model that the compiler takes, `min_int8` is
+    the least share of the eligible MACs that must be int8.
+
+    Raises UserError (ModelError, DataError, PipelineError), UnavailableError, GateError (with `strict`, or where the
+    promised precision was not built) and BugError; then nothing is written, and an artifact that was there before
+    stays. Only where a compiler is missing is the model written all the same before UnavailableError says so.
     """
     start = time.perf_counter()
     _check_numbers(threads=threads, seed=seed, bisect_limit=bisect_limit or 0)
+    if not 0 <= min_int8 <= 1:
+        raise UserError(f"--min-int8 {min_int8:g} is not a share: give a number from 0 to 1, such as 0.9")
     source = model if isinstance(model, onnx.ModelProto) else Path(model)
     path = source if isinstance(source, Path) else None
     goal = targets.target(target)
-    backend = _runtime(goal)
-    plan = make_plan(goal, passes, scheme)
+    backend = registry.load_backend(goal.backend)
+    missing = _missing(goal, backend, engine, emit)
+    plan = make_plan(goal, passes, scheme, fixed or {})
     gate = make_gate(min_sqnr, min_agreement, metric, max_drop)
     known = Statistics.load(Path(statistics)) if statistics is not None else Statistics()
     calibrated_on = known.data
     limit = None if bisect_limit is None else Limit(bisect_limit)
     watch = Watch(verify_each, None if dump is None else Path(dump), limit)
-    folder = artifact.destination(path, target, out)
+    folder = artifact.destination(path, goal.family, out)
     graph = load(source)
+    _check_inputs(graph, fixed or {}, engine)
     evaluate = Evaluate(threads)
     with artifact.writing(folder) as temporary:
         must_run = backend.runs or bool(plan.tails) or gate.metric is not None
-        feeds, blind = _inputs(data, preprocess, graph, evaluate, seed, must_run, progress)
+        feeds, blind = _inputs(data, preprocess, graph, evaluate, seed, fixed, must_run, progress)
         calibration, held_out = (feeds.calibration, feeds.check) if feeds else ((), ())
         ctx = Context(goal, evaluate, calibration, seed, statistics=known, progress=progress)
         builder = Builder(backend, plan, ctx, temporary / VARIANTS, Path(f"{folder}.bug"), held_out, watch)
+        options = _fitted(engine or EngineOptions(), graph, feeds)
+        builder.engine = options if backend.compiles and emit == "engine" and missing is None else None
 
         original, plain = builder.original(graph, path), builder.plain(graph)
         checked = builder.check_float(graph, plain.graph) if feeds else {"outputs": False, "reason": blind}
-        variants = [original, plain, *(builder.candidate(name, plain.graph) for name in plan.first)]
+        variants = [original, plain, *(builder.candidate(name, plain.graph) for name in plan.first(backend.runs))]
         if must_run:
             judge(variants, original, builder.open, held_out, gate, evaluate, progress)
-        while late := plan.late([v.scheme for v in variants], [v.scheme for v in variants if v.misses]):
+        while late := plan.late(
+            [v.scheme for v in variants], [v.scheme for v in variants if v.misses], any(v.usable for v in variants[2:])
+        ):
             stand_ins = [builder.candidate(name, plain.graph) for name in late]
             judge(stand_ins, original, builder.open, held_out, gate, evaluate, progress)
             variants += stand_ins
         if backend.runs:
             clock(variants, builder.open, held_out, progress)
-        choice = pick(variants, plan.forced)
+        choice = pick(variants, plan.forced, plan.rivals)
         _report(feeds, checked, choice, strict, calibrated_on, known.data)
+        builder.compile(choice.shipped)
+        engine_ = _engine(choice, goal, backend, options, min_int8, missing)
 
         files = _ship(choice.shipped, temporary)
         if known:
             known.save(temporary / artifact.STATISTICS)
         seconds = time.perf_counter() - start
-        record = Record(goal, plan, gate, variants, choice, feeds, checked, known, source, seed, threads, seconds)
+        record = Record(
+            goal, plan, gate, variants, choice, feeds, checked, known, source, seed, threads, seconds, engine_
+        )
         made = manifest(record, files)
         artifact.write_manifest(temporary, made)
+    if missing is not None and emit == "engine":
+        raise UnavailableError(
+            f"'{folder / artifact.MODEL}' is written, but no engine: {missing}; or build it elsewhere with "
+            f"'{made['compile']}' (--emit onnx asks for no engine)"
+        )
     return Result(folder, made)
 
 
@@ -155,11 +190,51 @@ def _check_numbers(**numbers: int) -> None:
             raise UserError(f"--{name.replace('_', '-')} {number} makes no sense: give 0 or more")
 
 
-def _runtime(goal: Target) -> Backend:
-    backend = registry.load_backend(goal.backend)
-    if (missing := backend.available()) is not None:
+def _missing(goal: Target, backend: Backend, engine: EngineOptions | None, emit: str) -> str | None:
+    """What a target's compiler lacks here; raises UnavailableError for a runtime, which nothing can stand in for."""
+    if not backend.compiles and (engine not in (None, EngineOptions()) or emit != "engine"):
+        raise UserError(f"target '{goal.name}' builds no engine: options of engines are for targets trt-*")
+    missing = backend.available()
+    if missing is not None and not backend.compiles:
         raise UnavailableError(f"target '{goal.name}' is not available here: {missing}")
-    return backend
+    return missing
+
+
+def _check_inputs(graph: Graph, fixed: Mapping[str, float], engine: EngineOptions | None) -> None:
+    """Finds what is wrong with options that name inputs before the long work starts. Raises UserError."""
+    inputs = interface(graph)
+    if unknown := [name for name in fixed if name not in inputs]:
+        raise UserError(f"--fix names '{unknown[0]}', but the model's inputs are {', '.join(inputs)}")
+    if engine is not None:
+        make_profiles(inputs, {}, engine.profiles)
+
+
+def _fitted(engine: EngineOptions, graph: Graph, feeds: Data | None) -> EngineOptions:
+    """The options with a profile for every input that needs one and was seen, and a folder for timings."""
+    profiles = make_profiles(interface(graph), feeds.shapes if feeds else {}, engine.profiles)
+    return replace(engine, profiles=profiles, cache=engine.cache or user_cache_path("onnx-optimize") / "tensorrt")
+
+
+def _engine(
+    choice: Choice, goal: Target, backend: Backend, options: EngineOptions, min_int8: float, missing: str | None
+) -> Engine | None:
+    """What the manifest says of the engine, after the promise was checked; None for a target that compiles nothing.
+
+    Raises GateError where the runtime did not keep the promised precision.
+    """
+    if not backend.compiles:
+        return None
+    shipped, built = choice.shipped, choice.shipped.built
+    shapes = {name: profile.best for name, profile in options.profiles.items()}
+    instead = f"reverted: {choice.reverted['detail']}" if choice.reverted else ""
+    found = layers(shipped.graph, shapes, built.precision if built else {}, instead)
+    reached = goal.precision in (layer.promised for layer in found)
+    if built and (short := shortfall(found, goal.precision if reached else "", min_int8)):
+        raise GateError(f"{short}; nothing was written")
+    command = backend.command(Path(artifact.MODEL), options)
+    findings = [asdict(f) for f in lint(shipped.graph, goal.rules)]
+    facts = report(found, goal.precision, built is not None)
+    return Engine(built, facts, command, missing, findings, shipped.dropped)
 
 
 def _inputs(
@@ -168,6 +243,7 @@ def _inputs(
     graph: Graph,
     evaluate: Evaluate,
     seed: int,
+    fixed: Mapping[str, float] | None,
     must_run: bool,
     tell: Tell,
 ) -> tuple[Data | None, str]:
@@ -176,7 +252,7 @@ def _inputs(
     if not must_run and weights > HEAVY:
         return None, f"weights of {weights / 1e9:.1f} GB: running both models would need them in memory twice"
     try:
-        return open_data(data, graph, evaluate, preprocess=preprocess, seed=seed, tell=tell), ""
+        return open_data(data, graph, evaluate, preprocess=preprocess, seed=seed, fixed=fixed, tell=tell), ""
     except (DataError, ModelError) as error:
         if must_run or (data is not None and isinstance(error, DataError)):
             raise
@@ -207,9 +283,12 @@ def _report(
 
 def _ship(shipped: Variant, folder: Path) -> list[Path]:
     """Moves the shipped variant's files into place, drops the others; returns the files, the model first."""
+    files = list(shipped.folder.iterdir())
     if shipped.scheme == ORIGINAL:
-        files = save(shipped.graph, folder / artifact.MODEL)
-    else:
-        files = [file.rename(folder / file.name) for file in sorted(shipped.folder.iterdir())]
+        save(shipped.graph, folder / artifact.MODEL)
+        files = [file for file in files if shipped.built is not None and file == shipped.built.file]
+    for file in files:
+        file.rename(folder / file.name)
     shutil.rmtree(folder / VARIANTS)
-    return files
+    others = (file for file in folder.iterdir() if file.suffix == ".data")
+    return [folder / artifact.MODEL, *sorted(others)]

@@ -7,9 +7,10 @@ with every pass compared, so that the error names the pass and comes with a repr
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from optimizer.artifact import MODEL, sha256
 from optimizer.backend import Backend, Session
 from optimizer.context import Batches, Context
+from optimizer.engine import BuildError, EngineOptions
 from optimizer.errors import BugError, DataError, ModelError, PipelineError
 from optimizer.evaluate import Evaluate, Feeds, Run
 from optimizer.graph import Graph
@@ -25,12 +27,15 @@ from optimizer.io import save
 from optimizer.judge import ORIGINAL, Variant, check_float
 from optimizer.machine import versions
 from optimizer.manager import Instrument, PassManager, Step
-from optimizer.pipeline import Pass
-from optimizer.plan import FLOAT, Plan, is_lossy
+from optimizer.pipeline import Pass, build
+from optimizer.plan import FLOAT, Plan, essential
+from optimizer.precision import DATA, INT8, promised
 from optimizer.stored import outside
 
 log = logging.getLogger(__name__)
 SEEN = 2  # feeds on which single passes are compared
+TRIES = 8  # builds of one candidate, each with more of it in float
+REACH = 4  # steps from a node that a compiler complains about to the operators it may mean
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,10 @@ class Watch:
 
 @dataclass
 class Builder:
-    """What all builds of one run share. `bug` is the folder a reproducer goes to, `checks` the held-out feeds."""
+    """What all builds of one run share. `bug` is the folder a reproducer goes to, `checks` the held-out feeds.
+
+    `engine` says how to compile; None where nothing is compiled, or nothing can be.
+    """
 
     backend: Backend
     plan: Plan
@@ -53,6 +61,7 @@ class Builder:
     bug: Path
     checks: Batches = ()
     watch: Watch = Watch()
+    engine: EngineOptions | None = None
     prepared: list[Step] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)  # digest of a model's files: the scheme that made them first
     checkable: bool = True  # the original passes onnx.checker, so what is made of it must too
@@ -79,28 +88,65 @@ class Builder:
 
     def candidate(self, scheme: str, plain: Graph) -> Variant:
         """A float graph's variant for one scheme. What makes it impossible is kept as the reason, not raised."""
-        variant = Variant(scheme, plain.copy(), self._folder(scheme), Path())
-        try:
-            tail = self.plan.tails[scheme]
-            steps = self._run(tail, variant.graph, scheme, [])
-            lossy = [step for one, step in zip(tail, steps, strict=True) if is_lossy([one])]
-            if not lossy or not lossy[-1].count:  # those before it, such as 'widen', only make way for it
-                variant.failed = "finds nothing to change in this model"
-            variant.steps = [*self.prepared, *steps]
-            return variant if variant.failed else self._finish(variant)
-        except (DataError, PipelineError):
-            raise  # every candidate would meet it: the user's to mend
-        except Exception as error:  # a row of the table, with its reason
-            variant.failed = str(error).strip().splitlines()[0]
-            log.log(logging.WARNING if isinstance(error, BugError) else logging.INFO, "%s: %s", scheme, variant.failed)
-            return variant
+        dropped: list[str] = []
+        for _ in range(TRIES):
+            variant = Variant(scheme, plain.copy(), self._folder(scheme), Path(), dropped=list(dropped))
+            try:
+                self._render(variant)
+                if not variant.failed:
+                    self.compile(variant)
+                return variant
+            except BuildError as error:
+                variant.failed = str(error)
+                more = _near(variant.graph, error.nodes)
+                log.info("%s: %s; %d more operators stay in float", scheme, error, len(more))
+                if not more or self.engine is None:
+                    return variant
+                dropped += more
+            except (DataError, PipelineError):
+                raise  # every candidate would meet it: the user's to mend
+            except Exception as error:  # a row of the table, with its reason
+                variant.failed = str(error).strip().splitlines()[0]
+                level = logging.WARNING if isinstance(error, BugError) else logging.INFO
+                log.log(level, "%s: %s", scheme, variant.failed)
+                return variant
+        return variant
+
+    def _render(self, variant: Variant) -> None:
+        """Runs a scheme's own passes; those that can skip nodes skip what the compiler refused before."""
+        tail = [_skipping(one, variant.dropped) for one in self.plan.tails[variant.scheme]]
+        steps = self._run(tail, variant.graph, variant.scheme, [])
+        place = essential(tail)
+        variant.idle = place is None or not steps[place].count
+        variant.steps = [*self.prepared, *steps]
+        if variant.idle:
+            variant.failed = "finds nothing to change in this model"
+            return
+        variant.graph.notes |= dict.fromkeys(variant.dropped, "build: the compiler refuses it in int8")
+        self._finish(variant)
+
+    def compile(self, variant: Variant) -> None:
+        """Makes the engine of a variant, once. Raises BuildError."""
+        if self.engine is None or variant.built is not None:
+            return
+        self.context.progress(f"building {variant.scheme}", 0, 0)
+        variant.built = self.backend.build(variant.model, variant.folder, self.engine)
 
     def open(self, variant: Variant) -> Any:
         """A context manager: a session of the variant in the runtime, or in the oracle where there is none."""
         if not self.backend.runs:
-            return _oracle(self.context.evaluate, variant.graph)
-        built = self.backend.build(variant.model, variant.folder)
+            return _oracle(self.context.evaluate, self._simulated(variant.graph))
+        self.compile(variant)
+        built = variant.built or self.backend.build(variant.model, variant.folder, EngineOptions())
         return self.backend.open(built, self.context.evaluate.threads)
+
+    def _simulated(self, graph: Graph) -> Graph:
+        """What stands for the graph in the oracle: numbers the target rounds are rounded there, too."""
+        if not self.context.target.simulate:
+            return graph
+        twin = graph.copy()
+        PassManager().run(build(self.context.target.simulate), twin, self.context)
+        return twin
 
     def check_float(self, original: Graph, plain: Graph) -> dict[str, Any]:
         """Compares outputs in the oracle; see `choose.check_float`. The error of a bug names the pass."""
@@ -117,6 +163,7 @@ class Builder:
 
     def _folder(self, scheme: str) -> Path:
         folder = self.scratch / scheme
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
@@ -149,6 +196,31 @@ class Builder:
             return PassManager([*instruments, *more]).run(passes, graph, self.context)
         except BugError as error:
             raise BugError(f"{error}; a reproducer is in '{self.bug}': please report it") from error
+
+
+def _skipping(one: Pass, names: Sequence[str]) -> Pass:
+    """The pass, told to leave these nodes alone where it has an option for that."""
+    own = {f.name: getattr(one, f.name) for f in fields(one)}
+    if not names or "skip" not in own:
+        return one
+    changed = {"skip": (*own["skip"], *names)}
+    return replace(one, **changed)
+
+
+def _near(graph: Graph, names: Sequence[str]) -> list[str]:
+    """The operators in int8 that a complaint about these nodes may mean: themselves, else the nearest ones."""
+    found = []
+    for node in [n for n in graph.nodes if n.name in names]:
+        ring, seen = [node], {id(node)}
+        for _ in range(REACH):
+            if near := [n.name for n in ring if n.op in DATA and promised(n) == INT8]:
+                found += near
+                break
+            makers = [n for m in ring for t in m.inputs for n in t.inputs]
+            readers = [n for m in ring for t in m.outputs for n in t.outputs]
+            ring = [n for n in dict.fromkeys(makers + readers) if id(n) not in seen]
+            seen.update(map(id, ring))
+    return list(dict.fromkeys(found))
 
 
 @contextmanager

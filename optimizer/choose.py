@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,25 +32,39 @@ def faster(base: Timing, other: Timing) -> bool:
     return ratio(base, other) > MARGIN and wins(base, other) > chance
 
 
-def pick(variants: list[Variant], forced: str | None) -> Choice:
-    """The fastest variant that passes; where nothing was timed or one is forced, that one if it passes.
+def pick(variants: list[Variant], forced: str | None, rivals: Collection[str] = ()) -> Choice:
+    """The fastest variant that passes; where nothing was timed or one is forced, the first that passes.
 
-    `variants` starts with the original and the float model.
+    `variants` starts with the original and the float model. To ship one of `rivals` is to give up the others.
     """
     original, plain, *candidates = variants
-    if forced is not None or plain.timing is None or original.timing is None:
-        wanted = next((v for v in variants if v.scheme == forced), (candidates or [plain])[0])
+    if forced is not None:
+        wanted = next(v for v in variants if v.scheme == forced)
         return Choice(wanted) if wanted.usable else Choice(plain, _reverted(wanted, plain))
+    if plain.timing is None or original.timing is None:
+        return _first(plain, candidates, rivals)
     best = _fastest([v for v in candidates if v.usable], plain.timing)
     shipped, timing = plain, plain.timing
     if best is not None and best.timing is not None and faster(timing, best.timing):
         shipped, timing = best, best.timing
     if faster(timing, original.timing):
         return Choice(original, _reverted(shipped, original))
+    if shipped.scheme in rivals and (others := [v for v in candidates if v.scheme not in rivals]):
+        nearest = _fastest([v for v in others if not v.failed], timing) or others[0]
+        return Choice(shipped, _reverted(nearest, shipped))
     if shipped is not plain or not candidates:
         return Choice(shipped)
     nearest = _fastest([v for v in candidates if not v.failed], plain.timing) or candidates[0]
     return Choice(plain, _reverted(nearest, plain))
+
+
+def _first(plain: Variant, candidates: list[Variant], rivals: Collection[str]) -> Choice:
+    """The first usable candidate. Where none finds anything to do, the model is what the target asks for already."""
+    if all(v.idle for v in candidates):
+        return Choice(plain)
+    shipped = next((v for v in candidates if v.usable), plain)
+    kept = shipped is not plain and (shipped.scheme not in rivals or shipped is candidates[0])
+    return Choice(shipped, None if kept else _reverted(candidates[0], shipped))
 
 
 def _fastest(candidates: list[Variant], base: Timing) -> Variant | None:

@@ -12,24 +12,30 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from optimizer import __version__
-from optimizer.errors import BugError, OptimizeError
+from optimizer.errors import BugError, GateError, OptimizeError, UserError
+
+if TYPE_CHECKING:
+    from optimizer.engine import EngineOptions
 
 ABOUT = "Makes an ONNX model fast on a named target, and proves by measurement that it is no worse."
 EXAMPLES = """Examples:
   optimize model.onnx --target ort-int8 --data 'calib/*.npz'
   optimize model.onnx --target ort-int8 --data photos/ --preprocess imagenet
   optimize model.onnx -t ort-int8 --data 'calib/*.npz' --metric task.py:top1
+  optimize model.onnx --target trt-int8 --data 'calib/*.npz' --gpu sm_89
   optimize model.onnx --target onnx --out simplified
   optimize inspect model.onnx
+  optimize lint model.onnx --target trt
 
 Exit codes: 0 done, 1 a bug of ours, 2 wrong input,
-  3 the target's runtime is not here, 4 a limit was missed under --strict."""
+  3 the target's runtime is not here, 4 a limit was missed under --strict,
+  the promised precision was not built, or the linter found something."""
 
 app = App(
     name="optimize",
@@ -41,11 +47,12 @@ app = App(
 )
 
 ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-COMMANDS = ("inspect", "passes", "targets")
+COMMANDS = ("inspect", "lint", "passes", "targets")
 DATA = Group("Data", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
 TALK = Group("Output", sort_key=4)
-EXPERT = Group("For experts", sort_key=5)
+ENGINE = Group("Engines (targets trt-*)", sort_key=5)
+EXPERT = Group("For experts", sort_key=6)
 
 
 @app.default
@@ -58,6 +65,7 @@ def optimize(
     data: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
     preprocess: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
     statistics: Annotated[Path | None, Parameter(group=DATA, show_default=False)] = None,
+    fix: Annotated[list[str] | None, Parameter(group=DATA, show_default=False, negative=())] = None,
     metric: Annotated[str | None, Parameter(group=LIMITS, show_default=False)] = None,
     max_drop: Annotated[float, Parameter(group=LIMITS)] = 0.01,
     min_sqnr: Annotated[float | None, Parameter(group=LIMITS, show_default=False)] = None,
@@ -65,6 +73,17 @@ def optimize(
     strict: Annotated[bool, Parameter(group=LIMITS, negative=())] = False,
     threads: int = 0,
     seed: int = 0,
+    gpu: Annotated[str | None, Parameter(group=ENGINE, show_default=False)] = None,
+    shape: Annotated[list[str] | None, Parameter(group=ENGINE, show_default=False, negative=())] = None,
+    min_int8: Annotated[float, Parameter(group=ENGINE)] = 0.9,
+    emit: Annotated[Literal["engine", "onnx"], Parameter(group=ENGINE)] = "engine",
+    workspace: Annotated[float | None, Parameter(group=ENGINE, show_default=False)] = None,
+    level: Annotated[int | None, Parameter(group=ENGINE, show_default=False)] = None,
+    timing_cache: Annotated[Path | None, Parameter(group=ENGINE, show_default=False)] = None,
+    strip_weights: Annotated[bool, Parameter(group=ENGINE, negative=())] = False,
+    refit: Annotated[bool, Parameter(group=ENGINE, negative=())] = False,
+    version_compatible: Annotated[bool, Parameter(group=ENGINE, negative=())] = False,
+    plugin: Annotated[list[Path] | None, Parameter(group=ENGINE, show_default=False, negative=())] = None,
     scheme: Annotated[str | None, Parameter(group=EXPERT, show_default=False)] = None,
     passes: Annotated[str | None, Parameter(group=EXPERT, show_default=False)] = None,
     verify_each: Annotated[bool, Parameter(group=EXPERT, negative=())] = False,
@@ -93,6 +112,8 @@ def optimize(
         mean=0.485,0.456,0.406 std=0.229,0.224,0.225'.
     statistics: Path
         Calibration of an earlier run (its statistics.npz), used instead of calibrating again.
+    fix: list[str]
+        INPUT=VALUE: an input that always has this value, such as sr=16000; branches on it go. May be repeated.
     metric: str
         file.py:function; gets a callable model (dict in, dict out), returns a number, higher is better.
     max_drop: float
@@ -107,6 +128,28 @@ def optimize(
         Threads to run and measure with; 0 means all cores.
     seed: int
         Seed of random inputs.
+    gpu: str
+        Compute capabilities to build for, e.g. sm_89,sm_120; default the GPU that is here, else sm_89.
+    shape: list[str]
+        INPUT=MIN:OPT:MAX, e.g. x=1x3x224x224:8x3x224x224:32x3x224x224; default what the data has. May be repeated.
+    min_int8: float
+        Fail (exit 4) where less of the work that could be int8 is: a share of the multiply-accumulates.
+    emit: str
+        onnx stops at the model that the engine is built from; needs no TensorRT.
+    workspace: float
+        Device memory that building may use, in GiB.
+    level: int
+        How hard TensorRT searches for fast kernels, 0 to 5.
+    timing_cache: Path
+        Folder of kernel timings; default in your cache folder.
+    strip_weights: bool
+        Leave weights out of the engine; refit it before use.
+    refit: bool
+        Allow weights to be replaced later; some fusions of int8 are lost.
+    version_compatible: bool
+        Build an engine that later versions of the runtime load.
+    plugin: list[Path]
+        A shared library with operators of your own. May be repeated.
     scheme: str
         Ship this candidate if it passes the limits, whatever its speed.
     passes: str
@@ -147,12 +190,57 @@ def optimize(
             verify_each=verify_each,
             dump=dump,
             bisect_limit=bisect_limit,
+            fixed=_values(fix or []),
+            engine=_engine(
+                gpu, shape or [], workspace, level, timing_cache, strip_weights, refit, version_compatible, plugin or []
+            ),
+            emit=emit,
+            min_int8=min_int8,
             progress=bar,
         )
     if json:
         _print_json({"folder": str(result.folder), "model": str(result.model), "manifest": result.manifest})
     elif not quiet:
         report.show(report.summary(result.folder, result.manifest))
+
+
+def _values(texts: list[str]) -> dict[str, float]:
+    """Values by input, of `sr=16000`."""
+    found = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise UserError(f"--fix {text} is not INPUT=VALUE, such as sr=16000")
+    return found
+
+
+def _engine(
+    gpu: str | None,
+    shapes: list[str],
+    workspace: float | None,
+    level: int | None,
+    cache: Path | None,
+    strip: bool,
+    refit: bool,
+    version_compatible: bool,
+    plugins: list[Path],
+) -> EngineOptions | None:
+    """What the engine options say; None where none was given."""
+    from optimizer.engine import EngineOptions, parse_profile
+
+    if level is not None and not 0 <= level <= 5:
+        raise UserError(f"--level {level}: TensorRT's builder optimization levels are 0 to 5")
+    if workspace is not None and not workspace > 0:
+        raise UserError(f"--workspace {workspace:g}: give the GiB that building may use, such as 4")
+    gpus = tuple(filter(None, (gpu or "").split(",")))
+    size = None if workspace is None else int(workspace * (1 << 30))
+    profiles = dict(map(parse_profile, shapes))
+    options = EngineOptions(gpus, profiles, size, level, cache, strip, refit, version_compatible, tuple(plugins))
+    return None if options == EngineOptions() else options
 
 
 JSON = Annotated[bool, Parameter(negative=(), help="Print JSON.")]
@@ -206,6 +294,48 @@ def inspect(model: Path, /, *, json: JSON = False) -> None:
         _print_json(facts)
     else:
         report.show(report.model(facts))
+
+
+@app.command
+def lint(
+    model: Path,
+    /,
+    *,
+    target: Annotated[str, Parameter(name=["--target", "-t"])],
+    ignore: Annotated[list[str] | None, Parameter(show_default=False, negative=())] = None,
+    json: JSON = False,
+) -> None:
+    """Check a quantised or mixed-precision model against what a runtime accepts and makes fast.
+
+    Exits with 4 where there are findings.
+
+    Parameters
+    ----------
+    model: Path
+        The .onnx file, whoever made it.
+    target: str
+        trt or ort-cpu, or a target for one of them, such as trt-int8.
+    ignore: list[str]
+        A rule to leave out, such as trt-operator. May be repeated.
+    """
+    from dataclasses import asdict
+
+    from optimizer import report
+    from optimizer.io import load
+    from optimizer.lint import lint as check
+    from optimizer.lint import rules
+
+    known = {rule.id for rule in rules(target)}
+    if unknown := [name for name in ignore or [] if name not in known]:
+        raise UserError(f"--ignore {unknown[0]}: the rules for {target} are {', '.join(sorted(known))}")
+    findings = [asdict(f) for f in check(load(model), target) if f.rule not in (ignore or [])]
+    if json:
+        _print_json(findings)
+    else:
+        titles = {rule.id: rule.title for rule in rules(target)}
+        report.show(report.findings(findings, titles))
+    if findings:
+        raise SystemExit(GateError.exit_code)
 
 
 def _print_json(value: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,35 +65,42 @@ def _work(graph: Graph) -> tuple[Counter[str], dict[str, list[int]], int]:
 
     Counted after shape arithmetic is folded: it hides sizes from inference, and costs no multiplications itself.
     """
-    twin, sizes = _sized(graph)
-    PassManager().run(build(FOLD), twin, Context(target("onnx")))
-    infer(twin)
+    shapes = _shapes(graph)
+    twin = sized(graph, shapes)
     work: Counter[str] = Counter()
     unknown = 0
     for node in twin.walk():
-        try:
-            work[node.op] += macs(twin, node)
-        except _Unknown:
-            unknown += 1
-    return work, sizes, unknown
+        count = macs(twin, node)
+        work[node.op] += count or 0
+        unknown += count is None
+    return work, shapes, unknown
 
 
-def _sized(graph: Graph) -> tuple[Graph, dict[str, list[int]]]:
-    """A copy with numbers for all dims of its inputs, and those shapes."""
-    twin, inputs = graph.copy(), interface(graph)
-    sizes = _sizes(graph, inputs)
+def sized(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> Graph:
+    """A copy with these shapes for its inputs, its shape arithmetic folded and the shapes of all tensors inferred."""
+    twin = graph.copy()
     assert twin.header is not None
-    shapes = {}
     tensors = {t.name: t for t in twin.inputs}
     for info in twin.header.inputs:
-        tensor, want = tensors.get(info.name), inputs[info.name]
-        if tensor is None or want.shape is None:
+        if info.name not in shapes or info.name not in tensors:
             continue
-        tensor.shape = [dim if isinstance(dim, int) else sizes[key(want, axis)] for axis, dim in enumerate(want.shape)]
-        for proto, size in zip(info.type.tensor_type.shape.dim, tensor.shape, strict=True):
+        tensors[info.name].shape = list(shapes[info.name])
+        for proto, size in zip(info.type.tensor_type.shape.dim, shapes[info.name], strict=True):
             proto.dim_value = size
-        shapes[info.name] = tensor.shape
-    return twin, shapes
+    PassManager().run(build(FOLD), twin, Context(target("onnx")))
+    infer(twin)
+    return twin
+
+
+def _shapes(graph: Graph) -> dict[str, list[int]]:
+    """Shapes of the inputs with which the model runs."""
+    inputs = interface(graph)
+    sizes = _sizes(graph, inputs)
+    return {
+        name: [dim if isinstance(dim, int) else sizes[key(want, axis)] for axis, dim in enumerate(want.shape)]
+        for name, want in inputs.items()
+        if want.shape is not None and name not in graph.overridable
+    }
 
 
 def _sizes(graph: Graph, inputs: Mapping[str, Input]) -> Mapping[str, int]:
@@ -121,10 +128,13 @@ class _Unknown(Exception):  # noqa: N818  # never leaves this module
     """A shape that inference could not tell."""
 
 
-def macs(graph: Graph, node: Node) -> int:
-    """Multiply-accumulates of one node."""
+def macs(graph: Graph, node: Node) -> int | None:
+    """Multiply-accumulates of one node; None where inference could not tell its shapes."""
     count = _COUNTS.get(node.op)
-    return 0 if count is None or node.domain else count(graph, node)
+    try:
+        return 0 if count is None or node.domain else count(graph, node)
+    except _Unknown:
+        return None
 
 
 def _dims(tensor: Tensor) -> list[int]:

@@ -19,6 +19,7 @@ import numpy as np
 from optimizer.backend import Session, Timing, measure
 from optimizer.compare import Difference
 from optimizer.context import Batches
+from optimizer.engine import Built
 from optimizer.errors import BugError, DataError, ModelError
 from optimizer.evaluate import Evaluate, Feeds, Run
 from optimizer.fidelity import Gate, class_scores, flat
@@ -42,7 +43,9 @@ class Variant:
     """One model that might be shipped: the original, the optimized float, or a candidate.
 
     `folder` holds its files, `model` is the .onnx among them (the original's is where the user has it).
-    `failed` says why it cannot be built or loaded, `misses` which limit it does not meet.
+    `failed` says why it cannot be built or loaded, `misses` which limit it does not meet; `idle`: it failed because
+    there was nothing to do. `built` is what the runtime's compiler made of it, `dropped` are nodes that it wanted in
+    float.
     """
 
     scheme: str
@@ -53,6 +56,9 @@ class Variant:
     steps: list[Step] = field(default_factory=list)
     failed: str = ""
     misses: str = ""
+    idle: bool = False
+    built: Built | None = None
+    dropped: list[str] = field(default_factory=list)
     differences: dict[str, Difference] = field(default_factory=dict)
     metric: float | None = None
     timing: Timing | None = None

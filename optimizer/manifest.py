@@ -23,6 +23,7 @@ from optimizer.backend import ratio
 from optimizer.choose import Choice
 from optimizer.compare import Difference
 from optimizer.data import Data
+from optimizer.engine import Built
 from optimizer.fidelity import Gate, class_scores
 from optimizer.graph import Graph
 from optimizer.judge import Variant
@@ -33,6 +34,8 @@ from optimizer.plan import Plan
 from optimizer.statistics import Statistics
 from optimizer.stored import outside
 from optimizer.targets import Target
+
+SECONDS = "seconds"  # the fact about an engine that is a measurement
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,23 @@ class Record:
     seed: int
     threads: int
     seconds: float
+    engine: Engine | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Of a target that compiles: what was built, with which precision, how to build it elsewhere.
+
+    `missing` says why nothing could be built, `findings` are the linter's, `dropped` the operators that the compiler
+    refused in int8.
+    """
+
+    built: Built | None
+    precision: Mapping[str, Any]
+    command: str
+    missing: str | None
+    findings: Sequence[Mapping[str, Any]]
+    dropped: Sequence[str]
 
 
 def manifest(record: Record, files: Sequence[Path]) -> dict[str, Any]:
@@ -74,9 +94,25 @@ def manifest(record: Record, files: Sequence[Path]) -> dict[str, Any]:
         "gate": _gate(record.gate),
         "fidelity": _fidelity(shipped, class_scores(original.graph)),
         "candidates": [_candidate(v, record) for v in record.variants],
+        **_engine(record.engine),
         "seed": record.seed,
         "versions": versions(),
         "measured": _measured(record),
+    }
+
+
+def _engine(engine: Engine | None) -> dict[str, Any]:
+    """The rows that only targets that compile have."""
+    if engine is None:
+        return {}
+    facts = None if engine.built is None else {k: v for k, v in engine.built.facts.items() if k != SECONDS}
+    return {
+        "engine": facts,
+        "engine_missing": engine.missing,
+        "compile": engine.command,
+        "precision": dict(engine.precision),
+        "lint": list(engine.findings),
+        "dropped": list(engine.dropped),
     }
 
 
@@ -143,6 +179,7 @@ def _measured(record: Record) -> dict[str, Any]:
         "peak_memory": peak_memory(),
         "device": device(),
         "threads": record.threads,
+        **({"build": record.engine.built.facts.get(SECONDS)} if record.engine and record.engine.built else {}),
         "latency": {v.scheme: _latency(v, record.variants) for v in record.variants if v.timing is not None},
         "passes": [_seconds(step) for step in record.choice.shipped.steps],
     }

@@ -6,7 +6,7 @@ part, the rest is the one candidate beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import takewhile
@@ -25,30 +25,37 @@ class Plan:
     """`tails` maps a scheme to the passes that follow `prepare`, without the float scheme, whose tail is empty.
 
     `forced`: the scheme that must be shipped if it passes the gate, however fast it is. `fallbacks` maps a scheme to
-    the one it stands in for: it is built only where that one misses the gate.
+    the one it stands in for: it is built only where that one misses the gate. `rivals` are built only to race, or
+    where no other candidate is usable.
     """
 
     prepare: tuple[Pass, ...]
     tails: Mapping[str, tuple[Pass, ...]]
     forced: str | None = None
     fallbacks: Mapping[str, str] = field(default_factory=dict)
+    rivals: Collection[str] = ()
 
-    @property
-    def first(self) -> list[str]:
-        """The schemes that are built in any case."""
-        return [name for name in self.tails if name not in self.fallbacks]
+    def first(self, timed: bool) -> list[str]:
+        """The schemes that are built in any case; `timed`: variants will race."""
+        return [name for name in self.tails if name not in self.fallbacks and (timed or name not in self.rivals)]
 
-    def late(self, built: Sequence[str], missed: Sequence[str]) -> list[str]:
-        """The schemes, not built yet, that stand in for those in `missed`."""
-        return [name for name in self.tails if name not in built and self.fallbacks.get(name) in missed]
+    def late(self, built: Sequence[str], missed: Sequence[str], usable: bool) -> list[str]:
+        """The schemes, not built yet, that stand in for those in `missed`; or the rivals, where none is `usable`."""
+        due = [name for name in self.tails if name not in built and self.fallbacks.get(name) in missed]
+        if due or usable:
+            return due
+        return [name for name in self.tails if name in self.rivals and name not in built]
 
     def text(self, scheme: str) -> str:
         """The whole pipeline of one scheme, as `--passes` takes it."""
         return pipeline.text([*self.prepare, *self.tails.get(scheme, ())])
 
 
-def make_plan(target: Target, passes: str | None, scheme: str | None) -> Plan:
-    """Raises PipelineError for a text that names no passes, UserError for a scheme that the target does not have."""
+def make_plan(target: Target, passes: str | None, scheme: str | None, fixed: Mapping[str, float] | None = None) -> Plan:
+    """The plan for a target; inputs in `fixed` are bound to their values first.
+
+    Raises PipelineError for a text that names no passes, UserError for a scheme that the target does not have.
+    """
     if passes is not None:
         sequence = pipeline.build(passes)
         prepare = tuple(takewhile(lambda one: not is_lossy([one]), sequence))
@@ -57,14 +64,22 @@ def make_plan(target: Target, passes: str | None, scheme: str | None) -> Plan:
     else:
         prepare = pipeline.build(target.prepare)
         tails = {name: pipeline.build(text) for name, text in target.candidates.items() if name != FLOAT}
+    if fixed:
+        prepare = (*pipeline.build(f"fix{{values={','.join(f'{n}:{v:.17g}' for n, v in fixed.items())}}}"), *prepare)
     if scheme is None:
-        return Plan(prepare, tails, fallbacks=target.fallbacks)
+        return Plan(prepare, tails, fallbacks=target.fallbacks, rivals=target.rivals)
     if scheme not in (FLOAT, *tails):
         names = [FLOAT, *tails]
         near = get_close_matches(scheme, names, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"target '{target.name}' has no scheme '{scheme}'; {hint}It has: {', '.join(names)}")
     return Plan(prepare, {scheme: tails[scheme]} if scheme in tails else {}, scheme)
+
+
+def essential(tail: Sequence[Pass]) -> int | None:
+    """The place of the pass that makes a scheme what it is: the first lossy one that does more than make way."""
+    lossy = [place for place, one in enumerate(tail) if is_lossy([one])]
+    return next((place for place in lossy if not tail[place].prepares), lossy[-1] if lossy else None)
 
 
 def is_lossy(passes: Iterable[Pass]) -> bool:

@@ -12,13 +12,20 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from optimizer.backend import Backend
+    from optimizer.lint import Rule
     from optimizer.pipeline import Pass
+    from optimizer.targets import Cpu
 
 PASSES = {
     "calibrate": "passes.calibrate:Calibrate",
+    "cast": "passes.cast:Cast",
     "cleanup": "passes.cleanup:Cleanup",
     "cse": "passes.cse:Cse",
+    "dequantize": "passes.dequantize:Dequantize",
+    "fix": "passes.fix:Fix",
     "fixpoint": "passes.fixpoint:Fixpoint",
     "fold": "passes.fold:Fold",
     "fuse": "passes.fuse:Fuse",
@@ -27,7 +34,13 @@ PASSES = {
     "shapes": "passes.shapes:Shapes",
     "widen": "passes.widen:Widen",
 }
-BACKENDS = {"onnx": "backends.onnx:OnnxBackend", "ort": "backends.ort:OrtBackend"}
+BACKENDS = {
+    "onnx": "backends.onnx:OnnxBackend",
+    "ort": "backends.ort:OrtBackend",
+    "trt": "backends.trt.backend:TrtBackend",
+}
+
+LINTS = {"trt": "backends.trt.legal:rules", "ort-cpu": "backends.ort_legal:rules"}
 
 
 @cache
@@ -46,6 +59,11 @@ def load_pass(name: str) -> type[Pass]:
 
 def load_backend(name: str) -> Backend:
     return _load(_table("backends")[name])()  # type: ignore[no-any-return]
+
+
+def load_lint(name: str) -> Callable[[Cpu], tuple[Rule, ...]]:
+    """What gives a runtime's rules for a processor."""
+    return _load(LINTS[name])  # type: ignore[no-any-return]
 
 
 def _load(where: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,41 @@ def summary(folder: Path, manifest: Mapping[str, Any]) -> RenderableType:
         f"  {manifest['target']}, {manifest['shipped']} shipped; {size}, ",
         f"{output['nodes']} nodes (was {source['nodes']})",
     )
+    engine = [_engine(folder, manifest)] if "precision" in manifest else []
     if len(manifest["candidates"]) == 2 and not manifest["measured"]["latency"]:
-        return Group(head, _checked(manifest["checked"]))
-    return Group(head, _variants(manifest))
+        return Group(head, *engine, _checked(manifest["checked"]))
+    return Group(head, *engine, _variants(manifest))
+
+
+def _engine(folder: Path, manifest: Mapping[str, Any]) -> Text:
+    """The engine, its precision by share of the work, and the heaviest operators that are not in int8."""
+    engine, precision = manifest["engine"], manifest["precision"]
+    lines = ["  no engine: " + (manifest["engine_missing"] or f"build it with '{manifest['compile']}'")]
+    if engine is not None:
+        sizes = "; ".join(f"{name} {_profile(shapes)}" for name, shapes in engine["profiles"].items())
+        lines = [
+            f"{folder / engine['file']}  {engine['library']} {engine['version']} for {', '.join(engine['gpus'])}; "
+            f"{_bytes(engine['bytes'])}, built in {manifest['measured']['build']:.1f} s{'; ' + sizes if sizes else ''}"
+        ]
+    shares = ", ".join(f"{share:.1%} {name}" for name, share in precision["shares"].items() if share)
+    work = f"  MACs: {shares or 'none'}" + (" (as built)" if engine else " (as the model says)")
+    if precision["achieved"] is not None:
+        work += f"; {precision['wanted']} is {precision['achieved']:.1%} of what can be"
+    lines.append(work)
+    if manifest["lint"]:
+        lines.append(f"  lint: {len(manifest['lint'])} findings, 'optimize lint' explains them")
+    return Text("\n".join(lines))
 
 
 def _checked(checked: Mapping[str, Any]) -> Text:
     if not checked["outputs"]:
         return Text(f"  outputs not compared: {checked['reason']}")
     return Text(f"  outputs equal the original's on {checked['feeds']} inputs (largest error {checked['max_abs']:.2g})")
+
+
+def _profile(shapes: Mapping[str, list[int]]) -> str:
+    """As --shape takes it; one shape where all are the same."""
+    return ":".join(dict.fromkeys("x".join(map(str, shape)) for shape in shapes.values()))
 
 
 def _variants(manifest: Mapping[str, Any]) -> Table:
@@ -141,3 +167,20 @@ def listing(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+SHOWN = 8  # findings of one rule
+
+
+def findings(found: Sequence[Mapping[str, str]], titles: Mapping[str, str]) -> Text:
+    """What the linter found: rule by rule the places, what is wrong there, and what to do."""
+    text = Text(f"{len(found)} finding{'' if len(found) == 1 else 's'}")
+    for rule in dict.fromkeys(f["rule"] for f in found):
+        own = [f for f in found if f["rule"] == rule]
+        text.append(f"\n\n{rule}", "bold").append(f"  {own[0]['severity']}: {titles[rule]} ({len(own)})")
+        text.append(f"\n  fix: {own[0]['fix']}")
+        for finding in own[:SHOWN]:
+            text.append(f"\n    {finding['op']} '{finding['node']}' -> '{finding['output']}': {finding['message']}")
+        if len(own) > SHOWN:
+            text.append(f"\n    and {len(own) - SHOWN} more, which --json lists")
+    return text

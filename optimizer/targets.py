@@ -7,16 +7,22 @@ float, and the fastest that passes the gate is shipped. A target with one candid
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-from optimizer.errors import UserError
+from optimizer import pipeline
+from optimizer.errors import PipelineError, UserError
 
 SIMPLIFY = "fixpoint(cleanup,fold,shapes,cse,fuse)"
 RAISE = "opset{min=13},widen,cleanup"  # the first with scales per channel; int8 kernels give and take float32
+
+FLOATED = f"dequantize{{keep=symmetric}},{SIMPLIFY}"  # without integer operators, which TensorRT cannot read
+ROUNDED = "widen{round=true}"  # every half as float32 that is rounded as the half would be
+RESTS = ("fp16", "bf16", "fp32")
+REST = RESTS[0]
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,10 @@ class Cpu:
 class Target:
     """`prepare` runs for every candidate; `candidates` maps a scheme's name to the pipeline that ends it.
 
-    `fallbacks` maps a candidate to the one it stands in for: it is built only where that one misses the gate.
-    `summary`: one line for `optimize targets`.
+    `fallbacks` maps a candidate to the one it stands in for: it is built only where that one misses the gate. `rivals`
+    are built only where variants are timed, to race, or where no other candidate is usable. `simulate` is the pipeline
+    that makes a model runnable by the oracle, for a target that cannot run here. `rules`: what the shipped model is
+    linted against, `precision` what its weighted operators are to run in. `summary`: one line for `optimize targets`.
     """
 
     name: str
@@ -41,7 +49,16 @@ class Target:
     prepare: str = SIMPLIFY
     candidates: Mapping[str, str] = field(default_factory=lambda: {"float": ""})
     fallbacks: Mapping[str, str] = field(default_factory=dict)
+    rivals: Collection[str] = ()
+    simulate: str = ""
+    rules: str = ""
+    precision: str = ""
     cpu: Cpu = Cpu("x86_64", True)
+
+    @property
+    def family(self) -> str:
+        """The name without options."""
+        return self.name.partition("{")[0]
 
 
 def targets() -> dict[str, Target]:
@@ -66,13 +83,73 @@ def targets() -> dict[str, Target]:
             fallbacks={"guarded": "hybrid", "careful": "guarded"},
             cpu=cpu,
         ),
+        Target(
+            "ort-fp16",
+            "onnx",
+            "ONNX Runtime on a GPU: float16 inside where it is safe, not timed here",
+            candidates={"float": "", "fp16": _half("fp16")},
+            simulate=ROUNDED,
+            cpu=cpu,
+        ),
+        _tensorrt("trt-fp32", "every layer in float32", {"fp32": FLOATED}, cpu),
+        _tensorrt("trt-fp16", "float16 where it is safe, float32 elsewhere", {"fp16": _half("fp16")}, cpu),
+        _tensorrt("trt-bf16", "bfloat16 where it is safe, float32 elsewhere", {"bf16": _half("bf16")}, cpu),
+        _int8("fp16", cpu),
     )
     return {target.name: target for target in table}
+
+
+def _half(to: str) -> str:
+    return f"{FLOATED},{RAISE.replace('widen,', '')},calibrate{{of=all}},cast{{to={to}}}"
+
+
+def _tensorrt(name: str, what: str, candidates: Mapping[str, str], cpu: Cpu) -> Target:
+    summary = f"a TensorRT engine, {what}"
+    return Target(
+        name,
+        "trt",
+        summary,
+        candidates={"float": "", **candidates},
+        simulate=ROUNDED,
+        rules="trt",
+        precision=name.removeprefix("trt-"),
+        cpu=cpu,
+    )
+
+
+def _int8(rest: str, cpu: Cpu) -> Target:
+    """The target `trt-int8`, with `rest` for what is not int8."""
+    raised = f"{FLOATED},opset{{min=19}},widen,cleanup,calibrate{{of=all}}"  # the first with Q/DQ in half precision
+    remainder = "" if rest == "fp32" else f",cast{{to={rest}}}"
+    plain = _tensorrt(
+        "trt-int8",
+        f"int8 where it keeps accuracy, {rest} elsewhere",
+        {
+            "int8": f"{raised},quantize{{scheme=tensorrt rest={rest} limit=25}}{remainder}",
+            "careful": f"{raised},quantize{{scheme=tensorrt rest={rest} limit=35}}{remainder}",
+            **({} if rest == "fp32" else {rest: _half(rest)}),
+        },
+        cpu,
+    )
+    return replace(
+        plain,
+        name="trt-int8" if rest == REST else f"trt-int8{{rest={rest}}}",
+        fallbacks={"careful": "int8"},
+        rivals=(rest,),
+    )
 
 
 def target(name: str) -> Target:
     """The target called `name`. Raises UserError with the nearest names."""
     known = targets()
+    try:
+        (spec,) = pipeline.parse(name)
+    except (PipelineError, ValueError):
+        spec = None
+    if spec is not None and spec.name == "trt-int8" and set(spec.options) == {"rest"} and not spec.children:
+        if spec.options["rest"] not in RESTS:
+            raise UserError(f"target '{name}': rest is one of {', '.join(RESTS)}")
+        return _int8(spec.options["rest"], this_cpu())
     if name not in known:
         near = get_close_matches(name, known, 3) or sorted(known)
         raise UserError(

@@ -143,8 +143,8 @@ def test_the_first_command_runs(tmp_path: Path) -> None:
 def test_the_second_command_is_what_ci_runs() -> None:
     words = shlex.split(SETUP[1].replace(" && ", " "))
     ci = (ROOT / ".ci" / "run").read_text()
-    assert {"constraints.txt", ".[test]"} <= set(words)
-    assert "--constraint constraints.txt --editable '.[test]'" in ci
+    assert {"constraints.txt", ".[test,rtx]"} <= set(words)
+    assert "--constraint constraints.txt --editable '.[test,rtx]'" in ci
     assert SETUP[1].endswith("/bin/pytest -q -n 2")
     assert ci.rstrip().endswith("\npytest -q -n 2")
 
