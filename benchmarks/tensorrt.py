@@ -39,6 +39,7 @@ from optimizer.targets import target
 
 THREADS = 2
 GPUS = "sm_89,sm_120"
+TELLING = 0.005  # share of the work below which a reason is not told
 RATE = 16000
 # TensorRT has no branch whose sides differ in shape: a model for two sample rates is built for one of them.
 FIXED = {"silero-vad": f"sr={RATE}", "silero-vad-ifless": f"sr={RATE}"}
@@ -79,14 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, nargs="+", help="no runs: the table of these --json files")
     options = parser.parse_args(argv)
     if options.rows:
-        print(table([Row(**row) for file in options.rows for row in json.loads(file.read_text())]))
+        known = [Row(**row) for file in options.rows for row in json.loads(file.read_text())]
+        print(table(known) + "\n" + reasons(known))
         return 0
     rows: list[Row] = []
     for name in [n for n in options.only.split(",") if n] or list(zoo.MODELS):
         rows += measure(name, options)
         if options.json:
             options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
-    print(table(rows))
+    print(table(rows) + "\n" + reasons(rows))
     return 0
 
 
@@ -157,6 +159,22 @@ def table(rows: Sequence[Row]) -> str:
     titles += ["lint", "metric", "float", "simulated", "change"]
     lines = [f"| {' | '.join(titles)} |", "|---|---|---|" + "---:|" * 9 + "---|" + "---:|" * 3]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def reasons(rows: Sequence[Row]) -> str:
+    """Markdown: why what could not be int8 is not, a line a model; those kept for accuracy together."""
+    lines = []
+    for row in rows:
+        if row.failed or not row.target.startswith("trt-int8"):
+            continue
+        shares: dict[str, float] = {}
+        for reason, share in row.kept.items():
+            key = "accuracy" if reason.startswith("accuracy") else reason.partition(";")[0]
+            shares[key] = shares.get(key, 0.0) + share
+        heaviest = sorted(shares.items(), key=lambda item: -item[1])
+        told = [f"{reason} {_percent(share)}" for reason, share in heaviest if share >= TELLING]
+        lines += [f"- {row.model}: {', '.join(told)}"] if told else []
     return "\n".join(lines) + "\n"
 
 

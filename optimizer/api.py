@@ -154,9 +154,7 @@ def optimize(
         variants = [original, plain, *(builder.candidate(name, plain.graph) for name in plan.first(backend.runs))]
         if must_run:
             judge(variants, original, builder.open, held_out, gate, evaluate, progress)
-        while late := plan.late(
-            [v.scheme for v in variants], [v.scheme for v in variants if v.misses], any(v.usable for v in variants[2:])
-        ):
+        while late := plan.late(variants[2:]):
             stand_ins = [builder.candidate(name, plain.graph) for name in late]
             judge(stand_ins, original, builder.open, held_out, gate, evaluate, progress)
             variants += stand_ins

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import takewhile
+from typing import Protocol
 
 from optimizer import pipeline
 from optimizer.errors import UserError
@@ -18,6 +19,19 @@ from optimizer.targets import Target
 
 FLOAT = "float"
 CUSTOM = "passes"
+
+
+class Attempt(Protocol):
+    """A candidate that was built; `idle` where there was nothing to do."""
+
+    @property
+    def scheme(self) -> str: ...
+
+    @property
+    def usable(self) -> bool: ...
+
+    @property
+    def idle(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -39,12 +53,14 @@ class Plan:
         """The schemes that are built in any case; `timed`: variants will race."""
         return [name for name in self.tails if name not in self.fallbacks and (timed or name not in self.rivals)]
 
-    def late(self, built: Sequence[str], missed: Sequence[str], usable: bool) -> list[str]:
-        """The schemes, not built yet, that stand in for those in `missed`; or the rivals, where none is `usable`."""
-        due = [name for name in self.tails if name not in built and self.fallbacks.get(name) in missed]
-        if due or usable:
+    def late(self, built: Sequence[Attempt]) -> list[str]:
+        """The schemes, not built yet, that stand in for what is no use; or the rivals, where nothing is any."""
+        useless = [one.scheme for one in built if not one.usable and not one.idle]
+        left = [name for name in self.tails if name not in [one.scheme for one in built]]
+        due = [name for name in left if self.fallbacks.get(name) in useless]
+        if due or any(one.usable for one in built):
             return due
-        return [name for name in self.tails if name in self.rivals and name not in built]
+        return [name for name in left if name in self.rivals]
 
     def text(self, scheme: str) -> str:
         """The whole pipeline of one scheme, as `--passes` takes it."""

@@ -22,8 +22,11 @@ from optimizer.engine import BuildError, Built, EngineOptions
 from optimizer.errors import GateError, UnavailableError, UserError
 from optimizer.graph import Graph
 from optimizer.io import load
+from optimizer.judge import Variant
+from optimizer.plan import make_plan
 from optimizer.precision import DATA, promised
 from optimizer.shapes import infer
+from optimizer.targets import target
 from tests.conftest import model
 
 TEXT = """
@@ -184,3 +187,24 @@ def test_engine_options_are_for_engines(place: Path, option: str, capsys: pytest
 def test_a_share_is_a_share(place: Path) -> None:
     with pytest.raises(UserError, match="--min-int8 90"):
         optimizer.optimize("net.onnx", target="trt-int8", min_int8=90)
+
+
+def test_what_stands_in_is_built_for_what_is_no_use_and_rivals_last() -> None:
+    plan = make_plan(target("trt-int8"), None, None)
+    int8, careful = (Variant(name, Graph.__new__(Graph), Path(), Path()) for name in ("int8", "careful"))
+    assert plan.first(timed=False) == ["int8"]
+    assert plan.first(timed=True) == ["int8", "fp16"]
+    assert plan.late([int8]) == []
+    int8.misses = "SQNR"
+    assert plan.late([int8]) == ["careful"]
+    careful.failed = "it is the same model as int8"
+    assert plan.late([int8, careful]) == ["fp16"]
+    int8.idle = True
+    assert plan.late([int8]) == ["fp16"]
+
+
+def test_a_stand_in_that_is_the_same_model_passes_on() -> None:
+    plan = make_plan(target("ort-int8"), None, None)
+    built = {name: Variant(name, Graph.__new__(Graph), Path(), Path()) for name in ("hybrid", "dynamic", "guarded")}
+    built["hybrid"].misses, built["guarded"].failed = "SQNR", "it is the same model as hybrid"
+    assert plan.late(list(built.values())) == ["careful"]
