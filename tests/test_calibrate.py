@@ -246,6 +246,31 @@ def test_known_statistics_are_not_made_again() -> None:
     assert ctx.statistics.range("a") == before
 
 
+QUANTIZED = """g (float[N] x) => (float[N] y) <float s = {0.1}, uint8 z = {3}> {
+  c = Constant<value_float=2.0>()  a = Exp(x)  m = Mul(a, c)  q = QuantizeLinear(m, s, z)
+  d = DequantizeLinear(q, s, z)  i = Cast<to=7>(d)  f = Cast<to=1>(i)  y = Erf(f)
+}"""
+
+
+def test_all_means_every_float_that_is_computed_and_every_input() -> None:
+    """Of quantized models too; neither constants, nor integers, nor half precision."""
+    ctx = context({"x": np.ones(3, np.float32)}, {"x": np.zeros(2, np.float32)})
+    Calibrate(of="all").run(make(QUANTIZED), ctx)
+    assert ctx.statistics is not None and set(ctx.statistics) == {"x", "a", "m", "d", "f", "y"}
+    assert (ctx.statistics["m"].low, ctx.statistics["m"].high) == (2.0, pytest.approx(2 * math.e))
+    assert ctx.statistics["x"].size == 5
+
+
+def test_all_after_int8_calibrates_again_and_int8_after_all_does_not() -> None:
+    text = "g (float[N,4,H] x) => (float[N,4,H] y) { a = Relu(x) e = Exp(a) y = Erf(e) }"
+    counting = Counting(threads=1)
+    ctx = replace(context({"x": np.ones((1, 4, 3), np.float32)}), evaluate=counting)
+    for of, runs in (("int8", 1), ("all", 2), ("all", 2), ("int8", 2)):
+        Calibrate(of=of).run(make(text), ctx)  # type: ignore[arg-type]
+        assert counting.runs == runs
+    assert ctx.statistics is not None and set(ctx.statistics) == {"x", "a", "e", "y"}
+
+
 def test_tensors_of_integers_are_not_missed() -> None:
     text = """g (float[N] x) => (float[N] y, int64[M] k) <int64[1] one = {1}> {
       y = Relu(x)  s = Shape(x)  k = Concat<axis = 0>(s, one)

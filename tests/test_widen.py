@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +15,7 @@ from optimizer.api import optimize
 from optimizer.compare import compare
 from optimizer.context import Context
 from optimizer.evaluate import Evaluate, Feeds
-from optimizer.graph import Graph
+from optimizer.graph import Array, Graph
 from optimizer.instrument import Verify
 from optimizer.io import load, to_model
 from optimizer.manager import PassManager
@@ -124,6 +125,82 @@ def test_a_widened_model_is_not_taken_for_an_int8_one(tmp_path: Path) -> None:
     assert made["shipped"] in ("original", "float")
     nothing = [c["scheme"] for c in made["candidates"] if "finds nothing" in (c["reason"] or "")]
     assert nothing == ["hybrid", "static", "dynamic"]
+
+
+ROUNDED = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+VALUES = np.array([1.0001, np.pi, 2049, 65519, 65520, 1e38, 1e-9, 5e-8, -0.1, 3.39e38, np.inf, -7], np.float32)
+
+
+@pytest.mark.parametrize("code", ROUNDED)
+def test_results_are_rounded_for_real(code: int) -> None:
+    """In the oracle, against numpy and ml_dtypes: the runtime must not take a Cast and the one back for nothing."""
+    graph = make(f"""g (float[N] x) => (float[N] n, float[N] m) {{
+      h = Cast<to = {code}>(x)  a = Neg(h)  b = Mul(a, a)  c = Sub(b, h)
+      n = Cast<to = 1>(a)  m = Cast<to = 1>(c)
+    }}""")
+    assert widen_rounding(graph) > 0
+    found = Evaluate(threads=1)(graph, {"x": VALUES})
+    with np.errstate(all="ignore"):
+
+        def rounded(values: Array) -> Array:
+            return values.astype(ROUNDED[code]).astype(np.float32)
+
+        h = rounded(VALUES)
+        assert np.array_equal(found["n"], -h)
+        assert np.array_equal(found["m"], rounded(rounded(h * h) - h), equal_nan=True)
+    assert not np.isfinite(found["m"]).all() and not np.array_equal(h, VALUES)
+
+
+def test_what_overflows_half_precision_is_infinite_although_the_runtime_hides_it() -> None:
+    """ONNX Runtime keeps float32 between operators that it has no half-precision kernels for."""
+    graph = make("""g (float[N,4] x) => (float[N,4] y) {
+      h = Cast<to = 10>(x)  a = Exp(h)  s = Sqrt(a)  y = Cast<to = 1>(s)
+    }""")
+    x = {"x": np.full((1, 4), 12, np.float32)}
+    evaluate = Evaluate(threads=1)
+    assert widen_rounding(rounding := graph.copy()) > 0
+    assert np.isinf(evaluate(rounding, x)["y"]).all()
+    assert np.allclose(widened_outputs(graph, x)["y"], np.exp(6), rtol=1e-2), "plain widening computes on"
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_scales_and_biases_of_quantized_models_are_widened_exactly(kind: str) -> None:
+    code = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}[kind]
+    scale = np.array([0.1, 0.07, 3e-5, 1.5], np.float32).astype(ROUNDED[code])
+    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 19]> g (float[4] x) => (float[4] y) {{
+      h = Cast<to = {code}>(x)  q = QuantizeLinear<axis = 0>(h, s, z)  d = DequantizeLinear<axis = 0>(q, s, z)
+      y = Cast<to = 1>(d)
+    }}""")
+    model.graph.initializer.append(helper.make_tensor("s", code, [4], scale.astype(np.float32)))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(4, np.int8), "z"))
+    graph = load(model)
+    assert widen_rounding(graph) > 0
+    x = np.array([3.3, -1, 2e-3, 900], np.float32)
+    wide = scale.astype(np.float32)
+    codes = np.clip(np.rint(x.astype(ROUNDED[code]).astype(np.float32) / wide), -128, 127)
+    expected = (codes * wide).astype(ROUNDED[code]).astype(np.float32)
+    assert np.array_equal(Evaluate(threads=1)(graph, {"x": x})["y"], expected)
+
+
+def test_movement_needs_no_rounding() -> None:
+    graph = make("""g (float16[2,4] x) => (float16[8] y) <int64[1] n = {-1}, int64[1] start = {0}, int64[1] end = {4}> {
+      t = Transpose(x)  c = Concat<axis = 0>(t, t)  s = Slice(c, start, end)  r = Relu(s)  y = Reshape(r, n)
+    }""")
+    widen_rounding(graph)
+    assert ops(graph) == ["Cast", "Transpose", "Concat", "Slice", "Relu", "Reshape", "Cast"]
+
+
+def widen_rounding(graph: Graph) -> int:
+    ctx = Context(target("onnx"), Evaluate(threads=1))
+    count = PassManager([Verify()]).run(build("widen{round=true}"), graph, ctx)[0].count
+    onnx.checker.check_model(to_model(graph), full_check=True)
+    assert PassManager([Verify()]).run(build("widen{round=true}"), graph, ctx)[0].count == 0
+    return count
+
+
+def widened_outputs(graph: Graph, feed: Feeds) -> Feeds:
+    widen(widened := graph.copy())
+    return Evaluate(threads=1)(widened, feed)
 
 
 @pytest.mark.zoo

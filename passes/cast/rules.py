@@ -1,14 +1,15 @@
 """What must stay in float32, and why: every rule that is not a matter of cost.
 
-range       A value beyond half the type's largest (calibration data is not all data) or a tensor whose largest value
-            has lost digits already: what makes and what reads it. Only float16 has such a range.
+range       A value beyond half the type's largest (calibration data is not all data), an unknown one, or a largest that
+            has lost digits already: what makes the tensor and what reads it. bfloat16 reaches as far as float32.
 constants   One that is too large, infinite, or loses more than 1% to rounding (an epsilon of 1e-12 is 0 in float16);
-            a whole number that is none afterwards. What a mask of -3e38 is added to stays with it: the calibration
-            data may hold no sample that is masked. The ends of a Clip move to the type's own ends instead.
-precision   Operators whose result is less precise than their operands: long sums, squares that are summed, logarithms
-            and roots. Norms that say `stash_type=1` compute their statistics in float32 by definition (ONNX), as
-            TensorRT does; the others promise nothing. Softmax turns the absolute error of its input into a relative
-            one of its output: up to 1/8 between neighbouring numbers passes (6%, of the largest class alone).
+            a whole number that is none afterwards. What a mask of -3e38 is added to stays with it, up to and with the
+            Softmax: the calibration data may hold no sample that is masked. Ends of a Clip move to the type's own.
+precision   Operators whose result is less precise than their operands: long sums, sums of squares, logarithms, roots,
+            with what a root is taken of and the difference from a mean, which cancels. Norms that say `stash_type=1`
+            compute their statistics in float32 by definition (ONNX), as TensorRT does; the others promise nothing.
+logits      Softmax turns the absolute error of its input into a relative one of its output: up to 1/8 between
+            neighbouring numbers passes (6%); else the product that makes them stays in float32 as well.
 places      What becomes an index, a size, a coordinate or a double in the end: an image is more than 2,048 wide.
 divisors    One that may be too small for the type would divide by zero.
 scales      of Q/DQ must be the same number in half precision, else the integers mean something else.
@@ -16,6 +17,7 @@ scales      of Q/DQ must be the same number in half precision, else the integers
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ ADDENDS = 256  # a sum of more is long
 STEP = 3  # bits: neighbouring inputs of Softmax differ by 2**-STEP at most
 SENSITIVE = (
     {"CumSum", "LpPool", "ReduceL1", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum"}
-    | {"LRN", "LpNormalization", "MeanVarianceNormalization", "ReduceL2", "ReduceSumSquare"}
+    | {"LRN", "LpNormalization", "MeanVarianceNormalization", "ReduceL2", "ReduceSumSquare", "GlobalLpPool"}
     | {"GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"}
     | {"Exp", "Log", "Pow", "Reciprocal", "Sqrt", "Sin", "Cos", "Tan", "DFT", "STFT", "Det"}
     | {"DeformConv", "GridSample", "RoiAlign"}
@@ -99,9 +101,9 @@ class Rules:
         if node.op in ("QuantizeLinear", "DequantizeLinear") and not self._exact(node.inputs[1]):
             return f"its scale is no number of {self.half.name}"
         tensors = [node.inputs[i] for i in found.inputs] + [node.outputs[i] for i in found.outputs]
-        return next(filter(None, map(self._outside, tensors)), "") or next(
-            filter(None, (self._constant(node, i) for i in found.inputs)), self._divisor(node)
-        )
+        constants = (self._constant(node, index) for index in found.inputs)
+        reasons = itertools.chain(constants, map(self._outside, tensors), [self._divisor(node)])
+        return next(filter(None, reasons), "")
 
     # ---------------------------------------------------------------- ranges
 

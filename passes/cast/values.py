@@ -72,7 +72,7 @@ class Values:
         elif maker is not None:
             known = [self._sizes[id(t)] for t in maker.inputs if id(t) in self._sizes]
             self._sizes[id(tensor)] = max(known, default=DEFAULT)
-        if seen is not None and seen.size:
+        if seen is not None and (seen.size or not seen.finite):
             self._ranges[id(tensor)] = (seen.low, seen.high) if seen.finite else (-math.inf, math.inf)
         elif maker is not None and (found := self._derived(maker)) is not None:
             self._ranges[id(tensor)] = found
