@@ -14,8 +14,10 @@ from optimizer.graph import Graph
 class OnnxBackend:
     """Portable files. Whether outputs are kept is checked in the oracle, so there is no session to open here."""
 
-    runs = False
     compiles = False
+
+    def runs(self, options: EngineOptions) -> bool:
+        return False
 
     def available(self) -> str | None:
         return None

@@ -16,8 +16,10 @@ from optimizer.graph import Graph
 class OrtBackend:
     """The .onnx is the artifact; ONNX Runtime optimizes it further each time it is loaded."""
 
-    runs = True
     compiles = False
+
+    def runs(self, options: EngineOptions) -> bool:
+        return True
 
     def available(self) -> str | None:
         if find_spec("onnxruntime") is None:

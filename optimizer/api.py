@@ -130,6 +130,7 @@ def optimize(
     goal = targets.target(target)
     backend = registry.load_backend(goal.backend)
     missing = _missing(goal, backend, engine, emit)
+    runs = emit == "engine" and backend.runs(engine or EngineOptions())
     plan = make_plan(goal, passes, scheme, fixed or {})
     gate = make_gate(min_sqnr, min_agreement, metric, max_drop)
     known = Statistics.load(Path(statistics)) if statistics is not None else Statistics()
@@ -141,24 +142,24 @@ def optimize(
     _check_inputs(graph, fixed or {}, engine)
     evaluate = Evaluate(threads)
     with artifact.writing(folder) as temporary:
-        must_run = backend.runs or bool(plan.tails) or gate.metric is not None
+        must_run = runs or bool(plan.tails) or gate.metric is not None
         feeds, blind = _inputs(data, preprocess, graph, evaluate, seed, fixed, must_run, progress)
         calibration, held_out = (feeds.calibration, feeds.check) if feeds else ((), ())
         ctx = Context(goal, evaluate, calibration, seed, statistics=known, progress=progress)
-        builder = Builder(backend, plan, ctx, temporary / VARIANTS, Path(f"{folder}.bug"), held_out, watch)
+        builder = Builder(backend, plan, ctx, temporary / VARIANTS, Path(f"{folder}.bug"), held_out, watch, runs)
         options = _fitted(engine or EngineOptions(), graph, feeds)
         builder.engine = options if backend.compiles and emit == "engine" and missing is None else None
 
         original, plain = builder.original(graph, path), builder.plain(graph)
         checked = builder.check_float(graph, plain.graph) if feeds else {"outputs": False, "reason": blind}
-        variants = [original, plain, *(builder.candidate(name, plain.graph) for name in plan.first(backend.runs))]
+        variants = [original, plain, *(builder.candidate(name, plain.graph) for name in plan.first(runs))]
         if must_run:
             judge(variants, original, builder.open, held_out, gate, evaluate, progress)
         while late := plan.late(variants[2:]):
             stand_ins = [builder.candidate(name, plain.graph) for name in late]
             judge(stand_ins, original, builder.open, held_out, gate, evaluate, progress)
             variants += stand_ins
-        if backend.runs:
+        if runs:
             clock(variants, builder.open, held_out, progress)
         choice = pick(variants, plan.forced, plan.rivals)
         _report(feeds, checked, choice, strict, calibrated_on, known.data)

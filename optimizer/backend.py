@@ -25,12 +25,11 @@ class Session(Protocol):
 class Backend(Protocol):
     """One runtime.
 
-    `runs` is False where nothing can be opened and timed: the file itself is the result. `compiles`: the model is made
-    into an engine; such a model is worth having where the compiler is not at hand, too.
+    `compiles`: the model is made into an engine; such a model is worth having where the compiler is not at hand, too.
     """
 
-    @property
-    def runs(self) -> bool: ...
+    def runs(self, options: EngineOptions) -> bool:
+        """False where what is built so cannot be opened and timed here: the file itself is the result."""
 
     @property
     def compiles(self) -> bool: ...

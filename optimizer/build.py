@@ -51,7 +51,8 @@ class Watch:
 class Builder:
     """What all builds of one run share. `bug` is the folder a reproducer goes to, `checks` the held-out feeds.
 
-    `engine` says how to compile; None where nothing is compiled, or nothing can be.
+    `runs`: variants are opened in the runtime, not in the oracle. `engine` says how to compile; None where nothing is
+    compiled, or nothing can be.
     """
 
     backend: Backend
@@ -61,6 +62,7 @@ class Builder:
     bug: Path
     checks: Batches = ()
     watch: Watch = Watch()
+    runs: bool = False
     engine: EngineOptions | None = None
     prepared: list[Step] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)  # digest of a model's files: the scheme that made them first
@@ -134,7 +136,7 @@ class Builder:
 
     def open(self, variant: Variant) -> Any:
         """A context manager: a session of the variant in the runtime, or in the oracle where there is none."""
-        if not self.backend.runs:
+        if not self.runs:
             return _oracle(self.context.evaluate, self._simulated(variant.graph))
         self.compile(variant)
         built = variant.built or self.backend.build(variant.model, variant.folder, EngineOptions())
@@ -153,7 +155,7 @@ class Builder:
         try:
             return check_float(original, plain, self.checks, self.context.evaluate, self.context.progress)
         except ModelError as error:
-            if self.backend.runs:
+            if self.runs:
                 raise
             return {"outputs": False, "reason": str(error)}
         except BugError:

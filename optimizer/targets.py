@@ -19,7 +19,11 @@ from optimizer.errors import PipelineError, UserError
 SIMPLIFY = "fixpoint(cleanup,fold,shapes,cse,fuse)"
 RAISE = "opset{min=13},widen,cleanup"  # the first with scales per channel; int8 kernels give and take float32
 
-FLOATED = f"dequantize{{keep=symmetric}},{SIMPLIFY}"  # without integer operators, which TensorRT cannot read
+FLOATED = "dequantize{keep=symmetric}"  # TensorRT reads no integer operators
+# A LayerNormalization in one node (opset 17), Q/DQ in half precision (19), bfloat16 in convolutions (22).
+OPSETS = {"fp32": 17, "fp16": 17, "bf16": 22}
+QUANTIZED = 19
+UNREAD = "keep=ConvTranspose,HardSwish,Mish,GlobalLpPool"  # which TensorRT refuses in bfloat16
 ROUNDED = "widen{round=true}"  # every half as float32 that is rounded as the half would be
 RESTS = ("fp16", "bf16", "fp32")
 REST = RESTS[0]
@@ -91,7 +95,7 @@ def targets() -> dict[str, Target]:
             simulate=ROUNDED,
             cpu=cpu,
         ),
-        _tensorrt("trt-fp32", "every layer in float32", {"fp32": FLOATED}, cpu),
+        _tensorrt("trt-fp32", "every layer in float32", {"fp32": f"{FLOATED},{SIMPLIFY}"}, cpu),
         _tensorrt("trt-fp16", "float16 where it is safe, float32 elsewhere", {"fp16": _half("fp16")}, cpu),
         _tensorrt("trt-bf16", "bfloat16 where it is safe, float32 elsewhere", {"bf16": _half("bf16")}, cpu),
         _int8("fp16", cpu),
@@ -100,7 +104,11 @@ def targets() -> dict[str, Target]:
 
 
 def _half(to: str) -> str:
-    return f"{FLOATED},{RAISE.replace('widen,', '')},calibrate{{of=all}},cast{{to={to}}}"
+    return f"{FLOATED},opset{{min={OPSETS[to]}}},{SIMPLIFY},calibrate{{of=all}},{_cast(to)}"
+
+
+def _cast(to: str) -> str:
+    return f"cast{{to={to}{' ' + UNREAD if to == 'bf16' else ''}}}"
 
 
 def _tensorrt(name: str, what: str, candidates: Mapping[str, str], cpu: Cpu) -> Target:
@@ -119,8 +127,9 @@ def _tensorrt(name: str, what: str, candidates: Mapping[str, str], cpu: Cpu) -> 
 
 def _int8(rest: str, cpu: Cpu) -> Target:
     """The target `trt-int8`, with `rest` for what is not int8."""
-    raised = f"{FLOATED},opset{{min=19}},widen,cleanup,calibrate{{of=all}}"  # the first with Q/DQ in half precision
-    remainder = "" if rest == "fp32" else f",cast{{to={rest}}}"
+    opset = max(QUANTIZED, OPSETS[rest])
+    raised = f"{FLOATED},opset{{min={opset}}},widen,{SIMPLIFY},calibrate{{of=all}}"
+    remainder = "" if rest == "fp32" else f",{_cast(rest)}"
     plain = _tensorrt(
         "trt-int8",
         f"int8 where it keeps accuracy, {rest} elsewhere",

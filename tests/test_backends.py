@@ -57,7 +57,7 @@ def test_ort_gives_the_reason_for_a_refusal(tmp_path: Path) -> None:
 
 def test_a_portable_file_has_no_session(tmp_path: Path) -> None:
     backend = registry.load_backend("onnx")
-    assert not backend.runs
+    assert not backend.runs(EngineOptions())
     built = backend.build(tmp_path / "model.onnx", tmp_path, EngineOptions())
     assert built == Built(tmp_path / "model.onnx")
     with pytest.raises(UnavailableError, match="ort-fp32"):

@@ -50,8 +50,10 @@ class Compiler:
     missing: str | None = None
     types: Callable[[str], str] = lambda precision: precision
     built: list[dict[str, str]] = field(default_factory=list)
-    runs: bool = False
     compiles: bool = True
+
+    def runs(self, options: EngineOptions) -> bool:
+        return False
 
     def available(self) -> str | None:
         return self.missing

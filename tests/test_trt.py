@@ -44,7 +44,7 @@ from optimizer.targets import target
 from tests.conftest import make
 
 needs_rtx = pytest.mark.skipif(library.load(RTX) is None, reason=f"no tensorrt_rtx: {library.INSTALL[RTX]}")
-needs_gpu = pytest.mark.skipif(not TrtBackend().runs, reason="no GPU here that TensorRT builds for")
+needs_gpu = pytest.mark.skipif(not TrtBackend().runs(EngineOptions()), reason="no GPU here that TensorRT builds for")
 RELU = "g (float[N,4] x) => (float[N,4] y) { [relu] y = Relu(x) }"
 SIZES = {"x": Profile((1, 4), (2, 4), (8, 4))}
 MATMUL = "g (float[2,4] x) => (float[2,4] y) <float[4,4] w = {1.,2.,3.,4.,5.,6.,7.,8.,1.,2.,3.,4.,5.,6.,7.,8.}>"
@@ -479,7 +479,7 @@ def test_without_a_library_the_command_that_brings_it_is_told(
     backend = registry.load_backend("trt")
     told = backend.available()
     assert told is not None and message in told and told.endswith(TrtBackend().install())
-    assert not backend.runs and backend.compiles
+    assert not backend.runs(EngineOptions()) and backend.compiles
     with pytest.raises(UnavailableError, match=re.escape(told)):
         backend.build(tmp_path / "model.onnx", tmp_path, EngineOptions())
 
@@ -494,7 +494,7 @@ def test_gpus_are_the_present_one_unless_named(monkeypatch: pytest.MonkeyPatch) 
         full.resolve(("sm_89",))
     pretend(monkeypatch, "sm_61", RTX)
     assert rtx.resolve(()) == ("sm_89",)
-    assert TrtBackend().runs is False
+    assert TrtBackend().runs(EngineOptions()) is False
 
 
 def test_the_command_line_says_all_that_the_options_do() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backends.trt import library
-from optimizer.backend import Session
 from optimizer.engine import Built, EngineOptions
 from optimizer.graph import Graph
+
+if TYPE_CHECKING:
+    from backends.trt.session import TrtSession
 
 UNKNOWN = "?"
 
@@ -18,13 +22,12 @@ class TrtBackend:
 
     compiles = True
 
-    @property
-    def runs(self) -> bool:
-        """True where a GPU is present that engines can be built for here."""
+    def runs(self, options: EngineOptions) -> bool:
+        """True where a GPU is present, is among those asked for, and engines can be built for it here."""
         here = library.present()
-        return here is not None and any(
-            found.supports(here) for name in library.TITLES if (found := library.load(name)) is not None
-        )
+        if here is None or here not in (options.gpus or (here,)):
+            return False
+        return any(found.supports(here) for name in library.TITLES if (found := library.load(name)) is not None)
 
     def available(self) -> str | None:
         """None where engines can be built, with or without a GPU, else why not and how to get it."""
@@ -51,11 +54,16 @@ class TrtBackend:
     def build(self, model: Path, folder: Path, options: EngineOptions) -> Built:
         """Writes `folder`/model.engine for the GPUs and sizes in `options`.
 
-        Raises BuildError where TensorRT refuses the model, UserError for options that do not fit it.
+        Where the engine can be opened, its inspector's report of kernels is among the facts. Raises BuildError where
+        TensorRT refuses the model, UserError for options that do not fit it.
         """
         from backends.trt.build import build
 
-        return build(model, folder, options)
+        built = build(model, folder, options)
+        if library.present() not in built.facts["gpus"]:
+            return built
+        with self.open(built) as session:
+            return replace(built, facts={**built.facts, "kernels": session.layers()})
 
     def command(self, model: Path, options: EngineOptions) -> str:
         """The line for NVIDIA's own tool that builds the same; needs nothing installed."""
@@ -63,7 +71,7 @@ class TrtBackend:
 
         return command(model, options)
 
-    def open(self, built: Built, threads: int = 0) -> AbstractContextManager[Session]:
+    def open(self, built: Built, threads: int = 0) -> AbstractContextManager[TrtSession]:
         """Loads an engine onto the GPU. Raises UnavailableError where there is none that it was built for."""
         from backends.trt.session import open_engine
 

@@ -25,7 +25,7 @@ SCOPES = re.compile(r"(?: \| [^|]* \(\w+\))+$")  # " | name of the body (then_br
 
 @dataclass(frozen=True)
 class Typed:
-    """`precision` by ONNX node; `types`: number of layers by layer type and precision; `nodes`: ONNX node by layer and tensor."""
+    """`precision` by ONNX node; `types`: counts by layer type and precision; `nodes`: ONNX node by layer and tensor."""
 
     precision: Mapping[str, str]
     types: Mapping[str, Mapping[str, int]]
