@@ -19,7 +19,7 @@ from optimizer.build import Builder, Watch
 from optimizer.choose import Choice, pick
 from optimizer.context import Context
 from optimizer.data import Data, Given, interface, open_data
-from optimizer.engine import EngineOptions, make_profiles
+from optimizer.engine import BuildError, EngineOptions, make_profiles
 from optimizer.errors import DataError, GateError, ModelError, UnavailableError, UserError
 from optimizer.evaluate import Evaluate
 from optimizer.fidelity import MAX_DROP, Metric, make_gate
@@ -163,7 +163,7 @@ def optimize(
             clock(variants, builder.open, held_out, progress)
         choice = pick(variants, plan.forced, plan.rivals)
         _report(feeds, checked, choice, strict, calibrated_on, known.data)
-        builder.compile(choice.shipped)
+        _compile(builder, choice)
         engine_ = _engine(choice, goal, backend, options, min_int8, missing)
 
         files = _ship(choice.shipped, temporary)
@@ -212,6 +212,16 @@ def _fitted(engine: EngineOptions, graph: Graph, feeds: Data | None) -> EngineOp
     """The options with a profile for every input that needs one and was seen, and a folder for timings."""
     profiles = make_profiles(interface(graph), feeds.shapes if feeds else {}, engine.profiles)
     return replace(engine, profiles=profiles, cache=engine.cache or user_cache_path("onnx-optimize") / "tensorrt")
+
+
+def _compile(builder: Builder, choice: Choice) -> None:
+    """Builds what is shipped. Where that was second best and is refused, the error says what the best one lacked."""
+    try:
+        builder.compile(choice.shipped)
+    except BuildError as error:
+        if choice.reverted is None:
+            raise
+        raise BuildError(f"{choice.reverted['detail']}; {choice.shipped.scheme} in its place: {error}") from error
 
 
 def _engine(
