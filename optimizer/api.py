@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -162,8 +162,9 @@ def optimize(
         if runs:
             clock(variants, builder.open, held_out, progress)
         choice = pick(variants, plan.forced, plan.rivals)
-        _report(feeds, checked, choice, strict, calibrated_on, known.data)
         _compile(builder, choice)
+        _report(feeds, checked, choice, strict, calibrated_on, known.data)
+        choice.shipped.graph.notes = _notes(choice.shipped, variants)
         engine_ = _engine(choice, goal, backend, options, min_int8, missing)
 
         files = _ship(choice.shipped, temporary)
@@ -214,6 +215,12 @@ def _fitted(engine: EngineOptions, graph: Graph, feeds: Data | None) -> EngineOp
     return replace(engine, profiles=profiles, cache=engine.cache or user_cache_path("onnx-optimize") / "tensorrt")
 
 
+def _notes(shipped: Variant, variants: Sequence[Variant]) -> dict[str, str]:
+    """Why operators stay in float, with what candidates found out that had nothing to do."""
+    idle = [variant.graph.notes for variant in reversed(variants) if variant.idle]
+    return {name: reason for notes in [*idle, shipped.graph.notes] for name, reason in notes.items()}
+
+
 def _compile(builder: Builder, choice: Choice) -> None:
     """Builds what is shipped. Where that was second best and is refused, the error says what the best one lacked."""
     try:
@@ -234,12 +241,15 @@ def _engine(
     if not backend.compiles:
         return None
     shipped, built = choice.shipped, choice.shipped.built
-    shapes = {name: profile.best for name, profile in options.profiles.items()}
+    dims = {name: want.shape or () for name, want in interface(shipped.graph).items()}  # fixed: it holds values instead
+    shapes = {n: p.best for n, p in options.profiles.items() if not all(isinstance(dim, int) for dim in dims[n])}
     instead = f"reverted: {choice.reverted['detail']}" if choice.reverted else ""
     found = layers(shipped.graph, shapes, built.precision if built else {}, instead)
-    reached = goal.precision in (layer.promised for layer in found)
-    if built and (short := shortfall(found, goal.precision if reached else "", min_int8)):
+    if built and (short := shortfall(found, goal.precision, min_int8)):
         raise GateError(f"{short}; nothing was written")
+    if found and choice.reverted is None and goal.precision not in (layer.precision for layer in found):
+        reason = max(found, key=lambda layer: layer.macs or 0).reason or "it was not asked for"
+        log.warning("nothing runs in %s; of the heaviest operator: %s", goal.precision, reason)
     command = backend.command(Path(artifact.MODEL), options)
     findings = [asdict(f) for f in lint(shipped.graph, goal.rules)]
     facts = report(found, goal.precision, built is not None)

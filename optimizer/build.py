@@ -19,7 +19,7 @@ from optimizer.artifact import MODEL, sha256
 from optimizer.backend import Backend, Session
 from optimizer.context import Batches, Context
 from optimizer.engine import BuildError, EngineOptions
-from optimizer.errors import BugError, DataError, ModelError, PipelineError
+from optimizer.errors import BugError, ModelError, UserError
 from optimizer.evaluate import Evaluate, Feeds, Run
 from optimizer.graph import Graph
 from optimizer.instrument import Dump, Limit, Progress, Reproduce, SameOutputs, Verify, check
@@ -91,22 +91,29 @@ class Builder:
     def candidate(self, scheme: str, plain: Graph) -> Variant:
         """A float graph's variant for one scheme. What makes it impossible is kept as the reason, not raised."""
         dropped: list[str] = []
+        refusal = ""
         for _ in range(TRIES):
             variant = Variant(scheme, plain.copy(), self._folder(scheme), Path(), dropped=list(dropped))
             try:
                 self._render(variant)
+                if variant.idle and refusal:  # nothing is left of it
+                    variant.idle, variant.failed = False, refusal
                 if not variant.failed:
                     self.compile(variant)
                 return variant
             except BuildError as error:
-                variant.failed = str(error)
+                variant.failed = refusal = str(error)
                 more = _near(variant.graph, error.nodes)
                 log.info("%s: %s; %d more operators stay in float", scheme, error, len(more))
                 if not more or self.engine is None:
                     return variant
                 dropped += more
-            except (DataError, PipelineError):
-                raise  # every candidate would meet it: the user's to mend
+            except UserError as error:
+                if not isinstance(error, ModelError):
+                    raise  # every candidate would meet it: the user's to mend
+                variant.failed = str(error)
+                log.info("%s: %s", scheme, error)
+                return variant
             except Exception as error:  # a row of the table, with its reason
                 variant.failed = str(error).strip().splitlines()[0]
                 level = logging.WARNING if isinstance(error, BugError) else logging.INFO
@@ -118,8 +125,7 @@ class Builder:
         """Runs a scheme's own passes; those that can skip nodes skip what the compiler refused before."""
         tail = [_skipping(one, variant.dropped) for one in self.plan.tails[variant.scheme]]
         steps = self._run(tail, variant.graph, variant.scheme, [])
-        place = essential(tail)
-        variant.idle = place is None or not steps[place].count
+        variant.idle = not any(steps[place].count for place in essential(tail))
         variant.steps = [*self.prepared, *steps]
         if variant.idle:
             variant.failed = "finds nothing to change in this model"

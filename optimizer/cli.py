@@ -234,9 +234,11 @@ def _engine(
 
     if level is not None and not 0 <= level <= 5:
         raise UserError(f"--level {level}: TensorRT's builder optimization levels are 0 to 5")
-    if workspace is not None and not workspace > 0:
+    if workspace is not None and not 0 < workspace < 1 << 20:
         raise UserError(f"--workspace {workspace:g}: give the GiB that building may use, such as 4")
     gpus = tuple(filter(None, (gpu or "").split(",")))
+    if wrong := [one for one in gpus if not re.fullmatch(r"sm_\d+", one.strip().lower())]:
+        raise UserError(f"--gpu {wrong[0]}: give compute capabilities, such as sm_89,sm_120")
     size = None if workspace is None else int(workspace * (1 << 30))
     profiles = dict(map(parse_profile, shapes))
     options = EngineOptions(gpus, profiles, size, level, cache, strip, refit, version_compatible, tuple(plugins))

@@ -97,6 +97,9 @@ def make_profiles(
     """
     found = {}
     for name, want in inputs.items():
+        if name in given and _sizes(want):
+            found[name] = given[name]
+            continue
         if name in given:
             _check_profile(want, given[name])
         if want.shape is None or all(isinstance(dim, int) for dim in want.shape):
@@ -109,6 +112,12 @@ def make_profiles(
     if unknown := [name for name in given if name not in inputs]:
         raise UserError(f"--shape names '{unknown[0]}', but the model's inputs are {', '.join(inputs)}")
     return found
+
+
+def _sizes(want: Input) -> bool:
+    """True for an input whose values may be sizes: its profile holds those values, and the backend judges them."""
+    static = want.shape is not None and all(isinstance(dim, int) for dim in want.shape)
+    return static and len(want.shape or ()) <= 1 and want.dtype is not None and want.dtype.kind in "iu"
 
 
 def _check_profile(want: Input, profile: Profile) -> None:

@@ -92,10 +92,13 @@ def make_plan(target: Target, passes: str | None, scheme: str | None, fixed: Map
     return Plan(prepare, {scheme: tails[scheme]} if scheme in tails else {}, scheme)
 
 
-def essential(tail: Sequence[Pass]) -> int | None:
-    """The place of the pass that makes a scheme what it is: the first lossy one that does more than make way."""
+def essential(tail: Sequence[Pass]) -> list[int]:
+    """The place of the pass that makes a scheme what it is: the first lossy one that does more than make way.
+
+    Where all of them only make way, they are all of it.
+    """
     lossy = [place for place, one in enumerate(tail) if is_lossy([one])]
-    return next((place for place in lossy if not tail[place].prepares), lossy[-1] if lossy else None)
+    return [place for place in lossy if not tail[place].prepares][:1] or lossy
 
 
 def is_lossy(passes: Iterable[Pass]) -> bool:

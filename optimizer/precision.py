@@ -27,6 +27,7 @@ INT8 = "int8"
 MIN_INT8 = 0.9  # of the eligible MACs
 DATA = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "MatMul": 2, "LSTM": 3, "GRU": 3, "RNN": 3}  # inputs that carry data
 NAMES = {np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16", np.dtype(ml_dtypes.bfloat16): "bf16"}
+MOVES = COPIES - {"MaxPool", "Resize"}  # across which the runtime's network is followed
 LOST = "lost"  # the runtime's network has no layer of that name
 EXCLUDED = ("rule: ", "accuracy: ", "skip: ", "build: ", "reverted: ")
 
@@ -74,7 +75,7 @@ def promised(node: Node) -> str:
 
 
 def _dequantized(tensor: Tensor) -> bool:
-    while tensor.inputs and tensor.inputs[0].op in COPIES:
+    while tensor.inputs and tensor.inputs[0].op in MOVES:
         tensor = tensor.inputs[0].inputs[0]
     return bool(tensor.inputs) and tensor.inputs[0].op == "DequantizeLinear"
 

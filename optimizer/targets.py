@@ -19,7 +19,6 @@ from optimizer.errors import PipelineError, UserError
 SIMPLIFY = "fixpoint(cleanup,fold,shapes,cse,fuse)"
 RAISE = "opset{min=13},widen,cleanup"  # the first with scales per channel; int8 kernels give and take float32
 
-FLOATED = "dequantize{keep=symmetric}"  # TensorRT reads no integer operators
 # A LayerNormalization in one node (opset 17), Q/DQ in half precision (19), bfloat16 in convolutions (22).
 OPSETS = {"fp32": 17, "fp16": 17, "bf16": 22}
 QUANTIZED = 19
@@ -95,7 +94,7 @@ def targets() -> dict[str, Target]:
             simulate=ROUNDED,
             cpu=cpu,
         ),
-        _tensorrt("trt-fp32", "every layer in float32", {"fp32": f"{FLOATED},{SIMPLIFY}"}, cpu),
+        _tensorrt("trt-fp32", "every layer in float32", {"fp32": f"dequantize,widen,{SIMPLIFY}"}, cpu),
         _tensorrt("trt-fp16", "float16 where it is safe, float32 elsewhere", {"fp16": _half("fp16")}, cpu),
         _tensorrt("trt-bf16", "bfloat16 where it is safe, float32 elsewhere", {"bf16": _half("bf16")}, cpu),
         _int8("fp16", cpu),
@@ -104,7 +103,8 @@ def targets() -> dict[str, Target]:
 
 
 def _half(to: str) -> str:
-    return f"{FLOATED},opset{{min={OPSETS[to]}}},{SIMPLIFY},calibrate{{of=all}},{_cast(to)}"
+    widen = "widen," if to == "bf16" else ""
+    return f"dequantize,opset{{min={OPSETS[to]}}},{widen}{SIMPLIFY},calibrate{{of=all}},{_cast(to)}"
 
 
 def _cast(to: str) -> str:
@@ -128,7 +128,7 @@ def _tensorrt(name: str, what: str, candidates: Mapping[str, str], cpu: Cpu) -> 
 def _int8(rest: str, cpu: Cpu) -> Target:
     """The target `trt-int8`, with `rest` for what is not int8."""
     opset = max(QUANTIZED, OPSETS[rest])
-    raised = f"{FLOATED},opset{{min={opset}}},widen,{SIMPLIFY},calibrate{{of=all}}"
+    raised = f"dequantize{{keep=symmetric}},opset{{min={opset}}},widen,{SIMPLIFY},calibrate{{of=all}}"
     remainder = "" if rest == "fp32" else f",{_cast(rest)}"
     plain = _tensorrt(
         "trt-int8",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import onnx
@@ -18,6 +19,15 @@ HEADER = '<ir_version: 8, opset_import: ["" : {opset}]>\n'
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update", action="store_true", help="rewrite the result section of the golden cases")
+
+
+@pytest.fixture(autouse=True)
+def heard() -> None:
+    """The command line keeps log records to itself; `caplog` hears them whatever ran before in this process."""
+    for name in ("optimizer", "passes", "backends"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

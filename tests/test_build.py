@@ -143,6 +143,7 @@ def test_what_it_refuses_in_any_precision_falls_back(place: Path, use: Use) -> N
     assert result.shipped == "fp16"
     assert result.reverted is not None
     assert result.reverted["from"] == "int8"
+    assert "no implementation" in result.reverted["detail"]
     reasons = {row["reason"] for row in result.manifest["precision"]["others"]}
     assert reasons == {f"reverted: {result.reverted['detail']}"}
 
@@ -178,6 +179,20 @@ def test_who_asks_for_the_model_alone_gets_it(place: Path, use: Use) -> None:
     assert main(command) == 0
     assert compiler.built == []
     assert main([*command[:3], *command[5:]]) == 3
+
+
+def test_nothing_in_int8_is_said_and_a_silent_float_model_fails(
+    place: Path, use: Use, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where every candidate finds nothing to do, their reasons still tell what was left out on purpose."""
+    use(Compiler())
+    options = {"target": "trt-int8", "data": feeds(), "min_sqnr": 1, "min_agreement": 0, "threads": 1}
+    result = optimizer.optimize("net.onnx", passes="quantize{scheme=tensorrt skip=first,second}", **options)  # type: ignore[arg-type]
+    assert result.shipped == "float"
+    assert {row["reason"] for row in result.manifest["precision"]["others"]} == {"skip: asked for"}
+    assert "nothing runs in int8; of the heaviest operator: skip: asked for" in caplog.text
+    with pytest.raises(GateError, match=r"only 0\.0% of the work that could be int8 is"):
+        optimizer.optimize("net.onnx", passes="cleanup", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("option", ["--gpu=sm_89", "--shape=x=1x3", "--emit=onnx", "--refit"])

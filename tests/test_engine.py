@@ -49,3 +49,9 @@ def test_nothing_is_made_up_for_an_input_that_was_never_seen() -> None:
 def test_a_profile_must_fit_an_input(name: str, shape: tuple[int, ...], said: str) -> None:
     with pytest.raises(UserError, match=said):
         make_profiles(INPUTS, {}, {name: Profile(shape, shape, shape)})
+
+
+def test_a_profile_of_sizes_that_come_as_values_is_left_to_the_backend() -> None:
+    inputs = {"k": Input("k", np.dtype(np.int64), (1,)), "trips": Input("trips", np.dtype(np.int64), ())}
+    given = {"k": Profile((2,), (4,), (9,)), "trips": Profile((1,), (3,), (5,))}
+    assert make_profiles(inputs, {}, given) == given

@@ -168,7 +168,7 @@ def _two_scales(graph: Graph) -> Found:
 def _float_output(graph: Graph) -> Found:
     for node in _alone(graph):
         views = [dequantizer(graph, t) for t in _operands(graph, node)]
-        if not all(views) or _quantized(graph, node.outputs[0]):
+        if not views or not all(views) or _quantized(graph, node.outputs[0]):
             continue
         if node.op == "Add" and any(v is not None and _branch(graph, v) for v in views):
             continue

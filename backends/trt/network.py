@@ -66,7 +66,8 @@ def onnx_node(layer: Any) -> str | None:
 
 def _product(layer: Any, makers: Mapping[str, Any]) -> str:
     """One type of both operands before they were dequantized, else the type the product is computed in."""
-    operands = [layer.get_input(index) for index in range(min(layer.num_inputs, 2))]
+    given = (layer.get_input(index) for index in range(min(layer.num_inputs, 2)))
+    operands = [tensor for tensor in given if tensor is not None]  # a kernel that is no tensor leaves a gap
     stored = {_stored(tensor, makers) for tensor in operands}
     quantized = next(iter(stored)) if len(stored) == 1 and len(operands) == 2 else None
     return quantized or _named(operands[0])

@@ -21,6 +21,7 @@ from optimizer.context import Context
 from optimizer.errors import ModelError, PipelineError
 from optimizer.graph import Graph
 from optimizer.pipeline import Pass
+from optimizer.qdq import WEIGHTED
 from optimizer.shapes import infer
 from optimizer.statistics import METHODS, PERCENTILE, Method, Statistics
 from passes.quantize import dynamic, static, tensorrt
@@ -33,6 +34,7 @@ from passes.quantize.tensorrt import Rest
 from passes.quantize.units import Plan, Unit, connected, moved, stretches
 
 OPSET = 13  # the first with scales per channel
+TAKEN = "rule: quantised before, left as it is"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Quantize(Pass):
     def run(self, graph: Graph, ctx: Context) -> int:
         """Returns how many operators run in int8. Raises ModelError below opset 13, PipelineError uncalibrated."""
         if is_quantized(graph):
+            if self.scheme == "tensorrt":
+                graph.name_nodes()
+                graph.root.notes.update({n.name: TAKEN for n in graph.walk() if n.op in WEIGHTED})
             return 0
         if graph.opset < OPSET:
             raise ModelError(f"int8 needs opset {OPSET}, the model has {graph.opset}: put 'opset{{min=13}}' before")

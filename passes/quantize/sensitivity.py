@@ -158,4 +158,5 @@ def _outputs(graph: Graph, names: Sequence[str], ctx: Context, feeds: Sequence[F
 def _ratio(reference: list[Array], values: list[Array]) -> float:
     signal = sum(float((r.astype(np.float64) ** 2).sum()) for r in reference)
     noise = sum(float(((r.astype(np.float64) - v) ** 2).sum()) for r, v in zip(reference, values, strict=True))
-    return noise / signal if signal else 0.0
+    ratio = noise / signal if signal else 0.0
+    return ratio if math.isfinite(ratio) else math.inf

@@ -94,6 +94,8 @@ class _Writer:
             return
         wide = np.broadcast_to(scales, values.shape[channels])
         shift = rounding_shift(values, codes, wide, channels, mean, groups)
+        if node.op == "ConvTranspose":  # an output sees one tap of every stride
+            shift = shift / np.prod(node.attrs.get("strides") or 1)
         if bias.shape in ((), shift.shape):
             graph.set_input(node, 2, graph.constant((bias - shift).astype(np.float32), node.outputs[0].name + "_bias"))
 
