@@ -14,7 +14,7 @@ import numpy as np
 from optimizer import qdq
 from optimizer.graph import Graph, Node, Tensor
 from optimizer.lint import Place, Rule, rule
-from optimizer.ops import attribute, scalar
+from optimizer.ops import attribute, clamp
 from optimizer.qdq import copies, dequantizer, is_dequantize, is_quantize, maker, readers, weighted
 from optimizer.targets import Cpu
 
@@ -375,7 +375,7 @@ def _codes(tensor: Tensor) -> Tensor:
     return made.inputs[0] if made is not None and is_dequantize(made) else tensor
 
 
-def _contains(graph: Graph, quantize: Node, clamp: Node) -> bool:
+def _contains(graph: Graph, quantize: Node, node: Node) -> bool:
     """True where the clamp changes nothing that the Q behind it does not change as well."""
     scale, zero = qdq.scales(graph, quantize), qdq.zero_point(quantize)
     kind = qdq.code_type(graph, quantize)
@@ -384,24 +384,9 @@ def _contains(graph: Graph, quantize: Node, clamp: Node) -> bool:
         return False
     first, last = (0, 255) if kind == "uint8" else (-128, 127)
     step, middle = float(scale.reshape(-1)[0]), float(point.reshape(-1)[0])
-    low, high = _ends(graph, clamp)
+    low, high = clamp(graph, node) or (np.inf, -np.inf)
     slack = 1e-6 * (last - first) * step
     return low <= (first - middle) * step + slack and (last - middle) * step <= high + slack
-
-
-def _ends(graph: Graph, node: Node) -> tuple[float, float]:
-    """What a clamp lets through; nothing at all where that is not known."""
-    if node.op == "Relu":
-        return 0.0, np.inf
-    ends = []
-    for index, (name, absent) in enumerate((("min", -np.inf), ("max", np.inf)), 1):
-        value = attribute(graph, node, name) if graph.opset < 11 else None
-        if graph.opset >= 11 and len(node.inputs) > index and node.inputs[index].name:
-            value = scalar(graph, node.inputs[index])
-            if value is None:
-                return np.inf, -np.inf
-        ends.append(absent if value is None else float(value))
-    return ends[0], ends[1]
 
 
 def _weight_axis(graph: Graph, node: Node) -> tuple[bool, int | None]:

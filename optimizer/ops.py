@@ -89,6 +89,21 @@ def scalar(graph: Graph, tensor: Tensor) -> float | int | bool | None:
     return None if array is None or array.dtype == object else array.reshape(-1)[0].item()
 
 
+def clamp(graph: Graph, node: Node) -> tuple[float, float] | None:
+    """(low, high) that a Relu or a Clip lets through, infinite where it has no end; None where one is not constant."""
+    if node.op == "Relu":
+        return 0.0, np.inf
+    ends = []
+    for index, (name, absent) in enumerate((("min", -np.inf), ("max", np.inf)), 1):
+        value = attribute(graph, node, name) if graph.opset < 11 else None
+        if graph.opset >= 11 and len(node.inputs) > index and node.inputs[index].name:
+            value = scalar(graph, node.inputs[index])
+            if value is None:
+                return None
+        ends.append(absent if value is None else float(value))
+    return ends[0], ends[1]
+
+
 def parameters(graph: Graph) -> int:
     """Number of weights: the elements of all initializers and Constant nodes that hold numbers."""
     values = [v for n in graph.walk() if n.op == "Constant" and isinstance(v := n.attrs.get("value"), Constant)]

@@ -32,6 +32,30 @@ COPIES = frozenset(
         "Unsqueeze",
     )
 )
+UNARY = frozenset(
+    (
+        "Abs",
+        "Clip",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Mish",
+        "Neg",
+        "PRelu",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softplus",
+        "Softsign",
+        "Tanh",
+        "ThresholdedRelu",
+    )
+)
+BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"))
 OPSETS = {"float16": 19, "bfloat16": 19, "float8_e4m3fn": 19, "float8_e5m2": 19, "int16": 21, "uint16": 21} | {
     "int4": 21,
     "uint4": 21,

@@ -15,31 +15,7 @@ from optimizer.graph import Graph, Node, Tensor
 from optimizer.lint import Place, rule
 from optimizer.qdq import copies, dequantizer, is_dequantize, is_quantize, maker, readers, weighted
 
-UNARY = frozenset(
-    (
-        "Abs",
-        "Clip",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Mish",
-        "Neg",
-        "PRelu",
-        "Relu",
-        "Selu",
-        "Sigmoid",
-        "Softplus",
-        "Softsign",
-        "Tanh",
-        "ThresholdedRelu",
-        "BatchNormalization",
-    )
-)
-BINARY = frozenset(["Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"])
+POINTWISE = qdq.UNARY | qdq.BINARY | {"BatchNormalization"}
 EPILOGUE = frozenset(["BatchNormalization", "Clip", "HardSwish", "LeakyRelu", "PRelu", "Relu"])
 ALONE = frozenset(["Add", "AveragePool", "Concat", "GlobalAveragePool", "Mul", "Resize"])
 WEIGHT_ONLY = ("int4", "float4_e2m1fn", "float8_e4m3fn")
@@ -308,7 +284,7 @@ def _behind(graph: Graph, tensor: Tensor) -> bool:
             continue
         if weighted(node):
             return True
-        if node.op in UNARY | BINARY or copies(graph, node):
+        if node.op in POINTWISE or copies(graph, node):
             pending.extend(t for t in node.inputs if t.name and not qdq.rooted(t))
     return False
 
@@ -331,7 +307,7 @@ def _quantized(graph: Graph, tensor: Tensor) -> bool:
         for node in readers(pending.pop()):
             if is_quantize(node):
                 return True
-            if id(node) not in seen and (node.op in UNARY | BINARY or copies(graph, node)):
+            if id(node) not in seen and (node.op in POINTWISE or copies(graph, node)):
                 seen.add(id(node))
                 pending.extend(t for t in node.outputs if t.name)
     return False

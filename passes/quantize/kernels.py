@@ -19,7 +19,8 @@ from enum import Enum, auto
 import numpy as np
 
 from optimizer.graph import Graph, Node, Tensor
-from optimizer.ops import attribute, scalar
+from optimizer.ops import attribute, clamp, scalar
+from optimizer.qdq import copies
 
 STEM_CHANNELS = 4
 
@@ -98,7 +99,7 @@ def kind(graph: Graph, node: Node, matmul: bool) -> Kind | None:
     if node.op == "MaxPool":
         return found if graph.opset >= 12 else None
     if node.op == "Resize":
-        return found if _copies(graph, node) else None
+        return found if copies(graph, node) else None
     if node.op == "Clip":
         return found if bounds(graph, node) is not None else None
     if node.op == "HardSigmoid":
@@ -115,18 +116,9 @@ def activations(graph: Graph, node: Node, how: Kind) -> list[int]:
 
 
 def bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
-    """(low, high) of a Relu or a Clip with constant ends; None where they are not known."""
-    if node.op == "Relu":
-        return 0.0, np.inf
-    ends = []
-    for index, (name, absent) in enumerate((("min", -np.inf), ("max", np.inf)), 1):
-        value = attribute(graph, node, name) if graph.opset < 11 else None
-        if graph.opset >= 11 and len(node.inputs) > index and node.inputs[index].name:
-            value = scalar(graph, node.inputs[index])
-            if value is None:
-                return None
-        ends.append(absent if value is None else float(value))
-    return (ends[0], ends[1]) if ends[0] <= 0 <= ends[1] else None
+    """(low, high) of a Relu or a Clip with constant ends around 0; None for any other."""
+    ends = clamp(graph, node)
+    return ends if ends is not None and ends[0] <= 0 <= ends[1] else None
 
 
 def affine(graph: Graph, node: Node) -> tuple[float, float] | None:
@@ -223,11 +215,6 @@ def _binary(graph: Graph, node: Node, found: Kind) -> Kind | None:
     if found is Kind.UNIT and not any(graph.is_constant(t) for t in node.inputs):
         return Kind.UNIT
     return Kind.AFFINE if affine(graph, node) is not None else None
-
-
-def _copies(graph: Graph, node: Node) -> bool:
-    nearest = bool(attribute(graph, node, "mode") == "nearest")
-    return nearest and bool(attribute(graph, node, "coordinate_transformation_mode") != "tf_crop_and_resize")
 
 
 def _float_constant(graph: Graph, tensor: Tensor) -> bool:

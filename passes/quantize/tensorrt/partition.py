@@ -21,7 +21,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from optimizer.graph import Constant, Graph, Node, Tensor
-from passes.quantize.tensorrt.rules import BINARY, UNARY, UNREAD, copies, operands, weighted
+from optimizer.qdq import BINARY, UNARY, copies, weighted
+from passes.quantize.tensorrt.rules import UNREAD, operands
 
 LONGEST = 16  # element-wise operators looked at behind a region
 CONVOLUTIONS = ("Conv", "ConvTranspose")

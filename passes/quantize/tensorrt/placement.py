@@ -24,9 +24,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optimizer.graph import Graph, Node, Tensor
+from optimizer.qdq import copies, weighted
 from optimizer.statistics import PERCENTILE, Histogram
 from passes.quantize.tensorrt.partition import CONVOLUTIONS, PRODUCTS, Edge, Region, readers, regions
-from passes.quantize.tensorrt.rules import RECURRENT, copies, operands, refusal, source, usable, weighted
+from passes.quantize.tensorrt.rules import RECURRENT, operands, refusal, source, usable
 from passes.quantize.tensorrt.scales import TOP, Rest, fits, peak, representable
 
 WIDEST = 8.0  # how much wider a shared range may be than a tensor's own

@@ -13,78 +13,22 @@ import numpy as np
 
 from optimizer.graph import Graph, Node, Tensor
 from optimizer.ops import attribute
+from optimizer.qdq import copies
 from optimizer.statistics import Histogram
 from passes.quantize.kernels import dots
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 RECURRENT = ("LSTM", "GRU", "RNN")
 SMALLEST = 16  # channels, or sides of a product: below, an int8 kernel is no faster
 LONGEST = 512  # positions of an attention: above, the fused kernel in half precision is faster
 ALIGNED = 8  # channels in the layout of an int8 tensor
 FLOAT = np.dtype(np.float32)
 
-COPIES = frozenset(
-    (
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Identity",
-        "MaxPool",
-        "Reshape",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    )
-)
-UNARY = frozenset(
-    (
-        "Abs",
-        "Clip",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Mish",
-        "Neg",
-        "PRelu",
-        "Relu",
-        "Selu",
-        "Sigmoid",
-        "Softplus",
-        "Softsign",
-        "Tanh",
-        "ThresholdedRelu",
-    )
-)
-BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"))
 UNREAD = ("Shape", "Size")  # read no values
-
-
-def weighted(node: Node) -> bool:
-    """True for an operator whose dot products int8 speeds up."""
-    return not node.domain and node.op in WEIGHTED
 
 
 def operands(graph: Graph, node: Node) -> list[int]:
     """Positions of the inputs of a weighted operator that are activations."""
     return [0] if graph.is_constant(node.inputs[1]) else [0, 1]
-
-
-def copies(graph: Graph, node: Node) -> bool:
-    """True where every output element is an input element (or a padding of none), so that Q and DQ move across."""
-    if node.domain:
-        return False
-    if node.op == "Resize":
-        how = attribute(graph, node, "coordinate_transformation_mode")
-        return bool(attribute(graph, node, "mode") == "nearest") and bool(how != "tf_crop_and_resize")
-    return node.op in COPIES and (node.op != "MaxPool" or len(node.outputs) == 1)
 
 
 def usable(statistics: Mapping[str, Histogram], tensor: Tensor) -> bool:
