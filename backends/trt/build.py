@@ -22,6 +22,7 @@ from backends.trt.network import Typed, examine
 from optimizer.engine import BuildError, Built, EngineOptions, Profile
 from optimizer.errors import UserError
 from optimizer.io import load
+from optimizer.sparsity import sparsity
 
 log = logging.getLogger(__name__)
 ENGINE = "model.engine"
@@ -54,6 +55,8 @@ def build(model: Path, folder: Path, options: EngineOptions) -> Built:
         sizes = profiles.used(parsed.network, options.profiles)
         typed = examine(parsed.network)
         config = _config(library, parsed, gpus, sizes, options)
+        if any(row["pattern"] for row in sparsity(load(model))):  # a kernel that skips zeros may now be tried
+            config.set_flag(library.trt.BuilderFlag.SPARSE_WEIGHTS)
         timings = _cache_file(library, gpus, options.cache)
         _read_timings(config, timings)
         lines.clear()  # what was said of parsing is over
