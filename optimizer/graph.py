@@ -77,6 +77,7 @@ class Graph:
         self.metadata: dict[str, str] = {}
         self.declared: dict[str, onnx.ValueInfoProto] = {}
         self.notes: dict[str, str] = {}  # why a node stayed in float, by its name; never written to the file
+        self.reports: dict[str, Any] = {}  # what passes say of what they did, for the manifest; JSON values
         self.grown = 0  # bytes that constant folding has added to the file so far, over all its runs
         self._dead = 0
 
@@ -291,6 +292,7 @@ class Graph:
         assert self.parent is None and other.parent is None
         self.ir, self.names, self.header, self._dead = other.ir, other.names, other.header, other._dead
         self.overridable, self.annotating, self.notes = other.overridable, other.annotating, other.notes
+        self.reports = other.reports
         for node in self.nodes:
             node.scope = self
             for body in node.bodies():
@@ -339,6 +341,7 @@ class Graph:
         assert self.parent is None and self.header is not None
         twin = _copy(self, copy.deepcopy(self.names), {}, None)
         twin.header, twin.grown, twin.notes = copy.deepcopy(self.header), self.grown, dict(self.notes)
+        twin.reports = dict(self.reports)
         used = twin.constants()
         for own, copied in ((self.overridable, twin.overridable), (self.annotating, twin.annotating)):
             copied.update({name: used[name] if name in used else c.copy() for name, c in own.items()})

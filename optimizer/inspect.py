@@ -65,7 +65,7 @@ def _work(graph: Graph) -> tuple[Counter[str], dict[str, list[int]], int]:
 
     Counted after shape arithmetic is folded: it hides sizes from inference, and costs no multiplications itself.
     """
-    shapes = _shapes(graph)
+    shapes = usual_shapes(graph)
     twin = sized(graph, shapes)
     work: Counter[str] = Counter()
     unknown = 0
@@ -92,7 +92,7 @@ def sized(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> Graph:
     return twin
 
 
-def _shapes(graph: Graph) -> dict[str, list[int]]:
+def usual_shapes(graph: Graph) -> dict[str, list[int]]:
     """Shapes of the inputs with which the model runs."""
     inputs = interface(graph)
     sizes = _sizes(graph, inputs)

@@ -18,6 +18,7 @@ RANDOM = frozenset(
     ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"]
 )
 KNOWN_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+MULTIPLY = ("Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN")  # whose weights are multiplied with data
 COMMUTATIVE = frozenset(
     ["Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "Mean", "BitwiseAnd", "BitwiseOr", "BitwiseXor"]
 )

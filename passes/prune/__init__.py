@@ -1,0 +1,222 @@
+"""Structured pruning: channels, heads and hidden units that matter least are removed, and the rest makes up for them.
+
+1. `coupling` finds which channels live or die together, from the operators' axes alone; `atoms` is its algebra.
+2. `importance` scores them, `select` takes the cheapest for what they save (`cost`), in a few steps.
+3. `shrink` cuts the model down; by the oracle, `masked`, it computes what the original does without what they add.
+4. `recover` fits what is left to the original's activations, layer by layer, on calibration data without labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from optimizer.context import Context
+from optimizer.errors import PipelineError
+from optimizer.graph import Graph
+from optimizer.pipeline import Pass
+from optimizer.targets import Target
+from passes.prune.atoms import Atom, Bools, freeze, leaves
+from passes.prune.cost import Cost, Part, latencies, multiplications, parameters
+from passes.prune.coupling import Coupling, couple, free
+from passes.prune.importance import BY_DATA, Criterion, importance
+from passes.prune.masked import approximate, verify
+from passes.prune.propagation import reaches
+from passes.prune.reconstruction import MATRICES
+from passes.prune.recover import Step, recover
+from passes.prune.select import Limits, Search, classes, limits, masks
+from passes.prune.shrink import Kept, shrink
+from passes.quantize.sensitivity import scores as scores_of
+
+log = logging.getLogger(__name__)
+STEPS = 4
+OFF = 0.05  # of the ratio, beyond which the result is worth a word
+SEEN = 2  # feeds that the oracle compares
+REASONS = 3  # of what is frozen, in a message
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """Options of `prune`.
+
+    `ratio` of the model's multiply-accumulates, parameters or measured latency (`of`) goes. `criterion` auto is
+    reconstruction where there is data, else l2. `round`: widths stay multiples of it; 0 takes what suits the target.
+    `steps`: importance is estimated anew so often; 0 is once for reconstruction, which takes units one after the other
+    anyway, else four times. `max`: the share of a group that may go. `skip` names nodes or tensors whose channels stay.
+    `approximate` allows channels that a LayerNormalization or a mean takes a statistic over: what is left changes a
+    little then. `recover`: least squares on calibration data, unless that is random.
+    """
+
+    name: ClassVar[str] = "prune"
+    lossy: ClassVar[bool] = True
+    ratio: float = 0.3
+    of: Literal["macs", "params", "latency"] = "macs"
+    scope: Literal["global", "layer", "isomorphic"] = "global"
+    criterion: Criterion = "auto"
+    round: int = 0
+    steps: int = 0
+    max: float = 0.9
+    skip: tuple[str, ...] = ()
+    approximate: bool = False
+    recover: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks values the grammar cannot."""
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"ratio={self.ratio:g} is the share that goes: give a number between 0 and 1, such as 0.3")
+        if not 0 < self.max < 1:
+            raise ValueError(f"max={self.max:g} is the share of a group that may go: between 0 and 1, such as 0.9")
+        if self.round < 0 or self.steps < 0:
+            raise ValueError("round and steps are 0 or more")
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """Returns how many units went. Raises PipelineError where the ratio cannot be reached: what is frozen."""
+        coupling = couple(graph, self.skip)
+        if not self.approximate:
+            hold_statistics(coupling)
+        grain = self.round or multiple(ctx.target)
+        cost = Cost(self._parts(coupling, ctx, grain))
+        atoms = groups(coupling, cost)
+        if not atoms:
+            raise PipelineError(f"'prune' finds nothing that it may remove: {frozen(coupling)}")
+        criterion = self.criterion
+        if criterion == "auto":
+            criterion = "reconstruction" if len(ctx.batches) and not ctx.synthetic else "l2"
+        keep = self._choose(graph, coupling, cost, atoms, limits(coupling, atoms, grain, self.max), criterion, ctx)
+        original, old = graph.copy(), Kept(coupling, keep)
+        pruned = _cut(original, old, ctx)
+        fits = self.recover and len(ctx.batches) and not ctx.synthetic
+        recovered = recover(original, pruned, old, ctx) if fits else []
+        graph.become(pruned)
+        graph.reports["pruning"] = self._report(cost, old, criterion, recovered)
+        if ctx.statistics:
+            ctx.statistics.clear()
+        return sum(int((~mask).sum()) for mask in keep.values())
+
+    def _parts(self, coupling: Coupling, ctx: Context, grain: int) -> Sequence[Part]:
+        if self.of == "params":
+            return parameters(coupling)
+        return latencies(coupling, ctx, grain) if self.of == "latency" else multiplications(coupling, ctx)
+
+    def _choose(
+        self,
+        graph: Graph,
+        coupling: Coupling,
+        cost: Cost,
+        atoms: Sequence[Atom],
+        bounds: Limits,
+        criterion: Criterion,
+        ctx: Context,
+    ) -> dict[Atom, Bools]:
+        """What is kept of each group that loses units. Raises PipelineError where the ratio cannot be reached."""
+        steps = self.steps or (1 if criterion == "reconstruction" else STEPS)
+        reach = _reaches(graph, ctx) if criterion == "reconstruction" and len(ctx.batches) else {}
+        keep, current = dict[Atom, Bools](), graph
+        for step in range(1, steps + 1):
+            scores = importance(criterion, current, Kept(coupling, keep), atoms, ctx, reach)
+            order = {a: np.sort(scores[a][keep[a]] if a in keep else scores[a]) for a in atoms}
+            search = Search(cost, bounds, order, criterion in BY_DATA)
+            target = cost.whole * (1 - self.ratio * step / steps)
+            if self.scope == "global":
+                done = search.take(target)
+            else:
+                done = search.take_evenly(
+                    target, [[a] for a in atoms] if self.scope == "layer" else classes(coupling, atoms)
+                )
+            keep = masks(atoms, scores, keep, cost)
+            if step < steps:
+                current = _cut(graph, Kept(coupling, keep), ctx)
+        if not done:
+            most = 1 - cost.total / cost.whole
+            raise PipelineError(
+                f"'prune' cannot remove {self.ratio:.0%} of {self.of}, {most:.0%} at most: {frozen(coupling)}; "
+                "give a smaller ratio, or a larger max"
+            )
+        return keep
+
+    def _report(self, cost: Cost, old: Kept, criterion: str, recovered: Sequence[Step]) -> dict[str, Any]:
+        """The manifest's `pruning`."""
+        gone = 1 - cost.total / cost.whole
+        log.info("%.1f%% of %s went, from %d groups", 100 * gone, self.of, len(old.keep))
+        if abs(gone - self.ratio) > OFF * self.ratio:
+            log.warning(
+                "%.1f%% of %s went, not %.1f%%: blocks of units are that large", 100 * gone, self.of, 100 * self.ratio
+            )
+        return {
+            "of": self.of,
+            "ratio": round_(gone),
+            "criterion": criterion,
+            "approximate": approximate(old),
+            "groups": [
+                {"units": atom.size, "kept": int(mask.sum()), "layers": layers_of(old.coupling, atom)}
+                for atom, mask in old.keep.items()
+            ],
+            "recovered": [
+                {"node": s.node, "before": round_(s.before), "after": round_(s.after)} for s in recovered if s.kept
+            ],
+        }
+
+
+def _cut(original: Graph, old: Kept, ctx: Context) -> Graph:
+    """The original without what is not kept, checked by the oracle where that is asked for."""
+    pruned = original.copy()
+    shrink(pruned, old)
+    if ctx.verify:
+        error = verify(original, pruned, old, ctx.evaluate, list(islice(ctx.batches, SEEN)))
+        log.info("the pruned model equals the masked one to %.1e", error)
+    return pruned
+
+
+def _reaches(graph: Graph, ctx: Context) -> dict[str, float]:
+    return reaches(graph, [n.name for n in graph.nodes if n.op in MATRICES], scores_of(graph), ctx)
+
+
+def round_(number: float) -> float:
+    return float(f"{number:.6g}")
+
+
+def layers_of(coupling: Coupling, atom: Atom) -> list[str]:
+    """Names of the operators whose weights have the group as an axis."""
+    terms = ((node.name, term) for node, _, w in coupling.weights() for term in coupling.axes[w.name])
+    return list(dict.fromkeys(name for name, term in terms if term is not None and atom in free(term)))
+
+
+def multiple(target: Target) -> int:
+    """What widths should be multiples of: 32 for int8 on tensor cores, 16 for u8s8 on the CPU, 8 for anything else."""
+    if target.precision == "int8":
+        return 32
+    return 16 if target.name == "ort-int8" else 8
+
+
+def hold_statistics(coupling: Coupling) -> None:
+    """Keeps what a LayerNormalization or a mean is taken over."""
+    for place in coupling.statistics:
+        node = coupling.node(place.node)
+        term = coupling.term(node.inputs[place.position], place.axis)
+        if term is not None:
+            freeze(term, f"{node.op} '{node.name}' takes a statistic over it (approximate=true allows it)")
+
+
+def groups(coupling: Coupling, cost: Cost) -> list[Atom]:
+    """The atoms that may lose indices, and save something by it, in the order of the graph."""
+    found: dict[Atom, None] = {}
+    for _, _, constant in coupling.weights():
+        for term in coupling.axes[constant.name]:
+            found |= dict.fromkeys(free(term) if term is not None else ())
+    return [atom for atom in found if atom in cost.readers]
+
+
+def frozen(coupling: Coupling) -> str:
+    """The commonest reasons why weights' axes stay, in one line."""
+    reasons: Counter[str] = Counter()
+    for _, _, constant in coupling.weights():
+        for term in coupling.axes[constant.name]:
+            reasons.update(a.frozen for a in leaves(term) if a.frozen and a.size > 1) if term is not None else None
+    told = [reason for reason, _ in reasons.most_common() if "slides over it" not in reason][:REASONS]
+    return "; ".join(told) or "no operator with weights has channels of its own"
