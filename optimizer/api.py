@@ -22,7 +22,7 @@ from optimizer.data import Data, Given, interface, open_data
 from optimizer.engine import BuildError, EngineOptions, make_profiles
 from optimizer.errors import DataError, GateError, ModelError, UnavailableError, UserError
 from optimizer.evaluate import Evaluate
-from optimizer.fidelity import MAX_DROP, Metric, make_gate
+from optimizer.fidelity import MAX_DROP, Gate, Metric, make_gate
 from optimizer.graph import Graph
 from optimizer.instrument import Limit
 from optimizer.io import load, save, to_model
@@ -31,7 +31,7 @@ from optimizer.lint import lint
 from optimizer.manager import PassManager
 from optimizer.manifest import Engine, Record, manifest
 from optimizer.pipeline import build
-from optimizer.plan import make_plan
+from optimizer.plan import Plan, make_plan
 from optimizer.precision import MIN_INT8, layers, report, shortfall
 from optimizer.statistics import Statistics
 from optimizer.stored import nbytes
@@ -76,10 +76,22 @@ def simplify(model: onnx.ModelProto | Path | str) -> onnx.ModelProto:
 
     The result holds its weights (at most 2 GiB). Raises ModelError for what is not a complete ONNX model.
     """
+    return to_model(_portable(model))
+
+
+def explain(model: onnx.ModelProto | Path | str, what: str = "pruning") -> dict[str, Any]:
+    """What a pass could change in the model after the portable float pipeline, and what keeps it from the rest.
+
+    For `pruning`: `groups` of units that can be removed, `frozen` axes with the reason (docs/manifest.md).
+    """
+    return registry.load_explain(what)(_portable(model))
+
+
+def _portable(model: onnx.ModelProto | Path | str) -> Graph:
     goal = targets.target("onnx")
     graph = load(model)
     PassManager().run(build(goal.prepare), graph, Context(goal, Evaluate()))
-    return to_model(graph)
+    return graph
 
 
 def optimize(
@@ -89,6 +101,7 @@ def optimize(
     data: Given | None = None,
     preprocess: str | None = None,
     out: Path | str | None = None,
+    prune: float | str | None = None,
     passes: str | None = None,
     scheme: str | None = None,
     statistics: Path | str | None = None,
@@ -112,7 +125,8 @@ def optimize(
 
     `data` is what --data takes, a list of feeds, or a function that returns an iterable of them; `metric` a function
     of a callable model, higher is better. Limits: `min_sqnr` in dB, `min_agreement` a share of rows, `max_drop` in the
-    metric's unit. `threads` 0 means all cores. `fixed` gives inputs the one value they will ever have.
+    metric's unit. `threads` 0 means all cores. `fixed` gives inputs the one value they will ever have. `prune` is the
+    share to remove before anything else is done, or the options of that pass as text.
 
     For targets that compile: `engine` says how, `emit` "onnx" stops at the model that the compiler takes, `min_int8` is
     the least share of the eligible MACs that must be int8.
@@ -122,18 +136,18 @@ def optimize(
     stays. Only where a compiler is missing is the model written all the same before UnavailableError says so.
     """
     start = time.perf_counter()
-    _check_numbers(threads=threads, seed=seed, bisect_limit=bisect_limit or 0)
+    check_numbers(threads=threads, seed=seed, bisect_limit=bisect_limit or 0)
     if not 0 <= min_int8 <= 1:
         raise UserError(f"--min-int8 {min_int8:g} is not a share: give a number from 0 to 1, such as 0.9")
     source = model if isinstance(model, onnx.ModelProto) else Path(model)
     path = source if isinstance(source, Path) else None
     goal = targets.target(target)
     backend = registry.load_backend(goal.backend)
-    missing = _missing(goal, backend, engine, emit)
+    missing = lacking(goal, backend, engine, emit)
     runs = emit == "engine" and backend.runs(engine or EngineOptions())
-    plan = make_plan(goal, passes, scheme, fixed or {})
+    plan = make_plan(goal, passes, scheme, fixed or {}, prune)
     gate = make_gate(min_sqnr, min_agreement, metric, max_drop)
-    known = Statistics.load(Path(statistics)) if statistics is not None else Statistics()
+    known = _given(statistics, plan)
     calibrated_on = known.data
     limit = None if bisect_limit is None else Limit(bisect_limit)
     watch = Watch(verify_each, None if dump is None else Path(dump), limit)
@@ -145,25 +159,27 @@ def optimize(
         must_run = runs or bool(plan.tails) or gate.metric is not None
         feeds, blind = _inputs(data, preprocess, graph, evaluate, seed, fixed, must_run, progress)
         calibration, held_out = (feeds.calibration, feeds.check) if feeds else ((), ())
-        ctx = Context(goal, evaluate, calibration, seed, statistics=known, progress=progress)
+        synthetic = feeds is not None and feeds.synthetic
+        ctx = Context(goal, evaluate, calibration, seed, statistics=known, progress=progress, synthetic=synthetic)
         builder = Builder(backend, plan, ctx, temporary / VARIANTS, Path(f"{folder}.bug"), held_out, watch, runs)
-        options = _fitted(engine or EngineOptions(), graph, feeds)
+        options = fitted(engine or EngineOptions(), graph, feeds)
         builder.engine = options if backend.compiles and emit == "engine" and missing is None else None
 
         original, plain = builder.original(graph, path), builder.plain(graph)
         checked = builder.check_float(graph, plain.graph) if feeds else {"outputs": False, "reason": blind}
-        variants = [original, plain, *(builder.candidate(name, plain.graph) for name in plan.first(runs))]
+        base = builder.start(plain.graph)
+        variants = [original, plain, *(builder.candidate(name, base) for name in plan.first(runs))]
         if must_run:
             judge(variants, original, builder.open, held_out, gate, evaluate, progress)
         while late := plan.late(variants[2:]):
-            stand_ins = [builder.candidate(name, plain.graph) for name in late]
+            stand_ins = [builder.candidate(name, base) for name in late]
             judge(stand_ins, original, builder.open, held_out, gate, evaluate, progress)
             variants += stand_ins
         if runs:
             clock(variants, builder.open, held_out, progress)
         choice = pick(variants, plan.forced, plan.rivals)
         _compile(builder, choice)
-        _report(feeds, checked, choice, strict, calibrated_on, known.data)
+        _report(feeds, checked, choice, gate, strict, calibrated_on, known.data)
         choice.shipped.graph.notes = _notes(choice.shipped, variants)
         engine_ = _engine(choice, goal, backend, options, min_int8, missing)
 
@@ -184,13 +200,14 @@ def optimize(
     return Result(folder, made)
 
 
-def _check_numbers(**numbers: int) -> None:
+def check_numbers(**numbers: int) -> None:
+    """Raises UserError for an option below zero."""
     for name, number in numbers.items():
         if number < 0:
             raise UserError(f"--{name.replace('_', '-')} {number} makes no sense: give 0 or more")
 
 
-def _missing(goal: Target, backend: Backend, engine: EngineOptions | None, emit: str) -> str | None:
+def lacking(goal: Target, backend: Backend, engine: EngineOptions | None = None, emit: str = "engine") -> str | None:
     """What a target's compiler lacks here; raises UnavailableError for a runtime, which nothing can stand in for."""
     if not backend.compiles and (engine not in (None, EngineOptions()) or emit != "engine"):
         raise UserError(f"target '{goal.name}' builds no engine: options of engines are for targets trt-*")
@@ -198,6 +215,17 @@ def _missing(goal: Target, backend: Backend, engine: EngineOptions | None, emit:
     if missing is not None and not backend.compiles:
         raise UnavailableError(f"target '{goal.name}' is not available here: {missing}")
     return missing
+
+
+def _given(statistics: Path | str | None, plan: Plan) -> Statistics:
+    """The statistics to start with. Raises DataError for a file of another kind, UserError where they cannot fit."""
+    if statistics is None:
+        return Statistics()
+    if plan.shared:
+        raise UserError(
+            "--statistics and --prune do not go together: ranges change with what is removed; drop the first"
+        )
+    return Statistics.load(Path(statistics))
 
 
 def _check_inputs(graph: Graph, fixed: Mapping[str, float], engine: EngineOptions | None) -> None:
@@ -209,7 +237,7 @@ def _check_inputs(graph: Graph, fixed: Mapping[str, float], engine: EngineOption
         make_profiles(inputs, {}, engine.profiles)
 
 
-def _fitted(engine: EngineOptions, graph: Graph, feeds: Data | None) -> EngineOptions:
+def fitted(engine: EngineOptions, graph: Graph, feeds: Data | None) -> EngineOptions:
     """The options with a profile for every input that needs one and was seen, and a folder for timings."""
     profiles = make_profiles(interface(graph), feeds.shapes if feeds else {}, engine.profiles)
     return replace(engine, profiles=profiles, cache=engine.cache or user_cache_path("onnx-optimize") / "tensorrt")
@@ -279,7 +307,13 @@ def _inputs(
 
 
 def _report(
-    feeds: Data | None, checked: Mapping[str, Any], choice: Choice, strict: bool, calibrated_on: str, data: str
+    feeds: Data | None,
+    checked: Mapping[str, Any],
+    choice: Choice,
+    gate: Gate,
+    strict: bool,
+    calibrated_on: str,
+    data: str,
 ) -> None:
     """Says on stderr what the caller must know; `data` is the digest of the statistics, `calibrated_on` of those given.
 
@@ -295,6 +329,9 @@ def _report(
     if choice.reverted is None:
         return
     line = f"{choice.shipped.scheme} is shipped: {choice.reverted['detail']}"
+    if choice.reverted["reason"] == "fidelity":
+        own = "--max-drop" if gate.metric else "--min-sqnr and --min-agreement, or by a --metric of your own"
+        line += f"; the limits are set by {own}"
     if strict:
         raise GateError(f"{line}; nothing was written because of --strict")
     log.warning("%s", line)

@@ -1,4 +1,4 @@
-"""Makes the models to choose from: the float one by the common passes, then each candidate from a copy of it.
+"""Makes the models to choose from: the float one, what lossy passes all share, each candidate from a copy of that.
 
 Passes run under the instruments asked for. Where the float pipeline turns out to change outputs, it is run once more
 with every pass compared, so that the error names the pass and comes with a reproducer.
@@ -65,6 +65,7 @@ class Builder:
     runs: bool = False
     engine: EngineOptions | None = None
     prepared: list[Step] = field(default_factory=list)
+    shared: list[Step] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)  # digest of a model's files: the scheme that made them first
     checkable: bool = True  # the original passes onnx.checker, so what is made of it must too
 
@@ -88,12 +89,23 @@ class Builder:
         self.prepared = self._run(self.plan.prepare, graph, FLOAT, [SameOutputs(feeds)] if feeds else [])
         return self._finish(Variant(FLOAT, graph, self._folder(FLOAT), Path(), steps=self.prepared))
 
-    def candidate(self, scheme: str, plain: Graph) -> Variant:
-        """A float graph's variant for one scheme. What makes it impossible is kept as the reason, not raised."""
+    def start(self, plain: Graph) -> Graph:
+        """Where all candidates start: the float model itself, or a copy after the lossy passes that they share.
+
+        Raises what those raise: without them there is nothing to choose from.
+        """
+        if not self.plan.shared:
+            return plain
+        graph = plain.copy()
+        self.shared = self._run(self.plan.shared, graph, "shared", [])
+        return graph
+
+    def candidate(self, scheme: str, start: Graph) -> Variant:
+        """A copy of `start` after one scheme's passes. What makes it impossible is kept as the reason, not raised."""
         dropped: list[str] = []
         refusal = ""
         for _ in range(TRIES):
-            variant = Variant(scheme, plain.copy(), self._folder(scheme), Path(), dropped=list(dropped))
+            variant = Variant(scheme, start.copy(), self._folder(scheme), Path(), dropped=list(dropped))
             try:
                 self._render(variant)
                 if variant.idle and refusal:  # nothing is left of it
@@ -125,8 +137,9 @@ class Builder:
         """Runs a scheme's own passes; those that can skip nodes skip what the compiler refused before."""
         tail = [_skipping(one, variant.dropped) for one in self.plan.tails[variant.scheme]]
         steps = self._run(tail, variant.graph, variant.scheme, [])
-        variant.idle = not any(steps[place].count for place in essential(tail))
-        variant.steps = [*self.prepared, *steps]
+        counts = [steps[place].count for place in essential(tail)] if tail else [s.count for s in self.shared]
+        variant.idle = not any(counts)
+        variant.steps = [*self.prepared, *self.shared, *steps]
         if variant.idle:
             variant.failed = "finds nothing to change in this model"
             return
@@ -201,7 +214,8 @@ class Builder:
         if self.watch.dump is not None:
             instruments.append(Dump(self.watch.dump / stage))
         try:
-            return PassManager([*instruments, *more]).run(passes, graph, self.context)
+            context = replace(self.context, verify=self.watch.verify_each)
+            return PassManager([*instruments, *more]).run(passes, graph, context)
         except BugError as error:
             raise BugError(f"{error}; a reproducer is in '{self.bug}': please report it") from error
 
@@ -209,7 +223,7 @@ class Builder:
 def _skipping(one: Pass, names: Sequence[str]) -> Pass:
     """The pass, told to leave these nodes alone where it has an option for that."""
     own = {f.name: getattr(one, f.name) for f in fields(one)}
-    if not names or "skip" not in own:
+    if not names or not one.drops:
         return one
     changed = {"skip": (*own["skip"], *names)}
     return replace(one, **changed)

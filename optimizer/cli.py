@@ -30,7 +30,10 @@ EXAMPLES = """Examples:
   optimize model.onnx -t ort-int8 --data 'calib/*.npz' --metric task.py:top1
   optimize model.onnx --target trt-int8 --data 'calib/*.npz' --gpu sm_89
   optimize model.onnx --target onnx --out simplified
+  optimize model.onnx -t ort-int8 --data 'calib/*.npz' --prune 0.3
+  optimize prune-curve model.onnx --ratios 0.1,0.2,0.3 --data 'calib/*.npz' --metric task.py:top1
   optimize inspect model.onnx
+  optimize explain model.onnx --pruning
   optimize lint model.onnx --target trt
 
 Exit codes: 0 done, 1 a bug of ours, 2 wrong input,
@@ -47,7 +50,7 @@ app = App(
 )
 
 ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-COMMANDS = ("inspect", "lint", "passes", "targets")
+COMMANDS = ("explain", "inspect", "lint", "passes", "prune-curve", "targets")
 DATA = Group("Data", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
 TALK = Group("Output", sort_key=4)
@@ -62,6 +65,7 @@ def optimize(
     *,
     target: Annotated[str, Parameter(name=["--target", "-t"])],
     out: Annotated[Path | None, Parameter(name=["--out", "-o"], show_default=False)] = None,
+    prune: Annotated[str | None, Parameter(show_default=False)] = None,
     data: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
     preprocess: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
     statistics: Annotated[Path | None, Parameter(group=DATA, show_default=False)] = None,
@@ -104,6 +108,9 @@ def optimize(
     out: Path
         Folder to write; default <model>.<target> here (<model>.optimized for target onnx). Replaced only if it
         holds an earlier result.
+    prune: str
+        Share of the multiply-accumulates to remove first, such as 0.3: whole channels and heads. Or with options of
+        the pass: 'ratio=0.3 of=latency criterion=l2' ('optimize passes' lists them).
     data: str
         Inputs: 'dir/*.npz' (a file per feed, input name to array; quote the pattern), a folder of pictures,
         file.py:function (returns dicts), or random:N. Every fourth feed is held out for checking.
@@ -177,6 +184,7 @@ def optimize(
             data=data,
             preprocess=preprocess,
             out=out,
+            prune=prune,
             passes=passes,
             scheme=scheme,
             statistics=statistics,
@@ -296,6 +304,111 @@ def inspect(model: Path, /, *, json: JSON = False) -> None:
         _print_json(facts)
     else:
         report.show(report.model(facts))
+
+
+@app.command
+def explain(model: Path, /, *, pruning: Annotated[bool, Parameter(negative=())] = False, json: JSON = False) -> None:
+    """Show what could be pruned from a model, and what keeps the rest.
+
+    Parameters
+    ----------
+    model: Path
+        The .onnx file.
+    pruning: bool
+        The groups of channels and heads that can be removed, and the axes that cannot with the reason.
+    """
+    from optimizer import api, report
+
+    if not pruning:
+        raise UserError("say what to explain: optimize explain MODEL --pruning")
+    found = api.explain(model, "pruning")
+    if json:
+        _print_json(found)
+    else:
+        report.show(report.pruning(found))
+
+
+@app.command(name="prune-curve")
+def prune_curve(
+    model: Path,
+    /,
+    *,
+    ratios: str,
+    target: Annotated[str, Parameter(name=["--target", "-t"])] = "ort-fp32",
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"], show_default=False)] = None,
+    data: Annotated[str | None, Parameter(show_default=False)] = None,
+    preprocess: Annotated[str | None, Parameter(show_default=False)] = None,
+    metric: Annotated[str | None, Parameter(show_default=False)] = None,
+    prune_options: Annotated[str, Parameter(show_default=False)] = "",
+    recover: Annotated[bool, Parameter(negative="--no-recover")] = True,
+    threads: int = 0,
+    seed: int = 0,
+    json: JSON = False,
+    verbose: Annotated[int, Parameter(name=["--verbose", "-v"], count=True, show_default=False)] = 0,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+) -> None:
+    """Show what pruning costs and gives at several ratios: error, metric, size, latency.
+
+    Writes curve.json and curve.svg. Every ratio starts anew from the float model. What pruning does to int8 is another
+    matter, which 'optimize MODEL --target ort-int8 --prune RATIO' judges.
+
+    Parameters
+    ----------
+    model: Path
+        The .onnx file.
+    ratios: str
+        Shares of the multiply-accumulates to remove, such as 0.1,0.2,0.3.
+    target: str
+        What to measure on: 'optimize targets' lists them.
+    out: Path
+        Folder to write; default <model>.curve here. Replaced only if it holds an earlier result.
+    data: str
+        Inputs, as for optimize. Every fourth feed is held out for checking.
+    preprocess: str
+        How the model wants pictures, as for optimize.
+    metric: str
+        file.py:function; gets a callable model (dict in, dict out), returns a number, higher is better.
+    prune_options: str
+        Options of the pass, such as 'of=params criterion=l2' ('optimize passes' lists them).
+    recover: bool
+        Recover from what was removed by least squares on the data.
+    threads: int
+        Threads to run and measure with; 0 means all cores.
+    seed: int
+        Seed of random inputs.
+    verbose: int
+        Say more; twice for everything. Errors come with their traceback.
+    quiet: bool
+        Only errors on stderr, no table.
+    """
+    from optimizer import curve, report
+    from optimizer.progress import Bar
+
+    with Bar(not quiet) as bar:
+        found = curve.prune_curve(
+            model,
+            ratios=_ratios(ratios),
+            target=target,
+            data=data,
+            preprocess=preprocess,
+            metric=metric,
+            options=" ".join(filter(None, [prune_options, "" if recover else "recover=false"])),
+            out=out,
+            threads=threads,
+            seed=seed,
+            progress=bar,
+        )
+    if json:
+        _print_json({"folder": str(found.folder), "curve": found.facts})
+    elif not quiet:
+        report.show(report.curve(found.folder, found.facts))
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"--ratios {text}: give the shares to remove, such as 0.1,0.2,0.3") from None
 
 
 @app.command
@@ -424,6 +537,8 @@ def _explain(error: CycloptsError, words: Sequence[str]) -> str:
         return f"there is no option {meant[2]}; did you mean {meant[1]}?"
     if isinstance(error, MissingArgumentError) and "--target" in text:
         return "--target is missing: say what to optimize for, e.g. --target ort-int8 ('optimize targets' lists all)"
+    if isinstance(error, MissingArgumentError) and "--ratios" in text:
+        return "--ratios is missing: say which shares to remove, e.g. --ratios 0.1,0.2,0.3"
     if isinstance(error, MissingArgumentError) and "MODEL" in text:
         return "the model is missing: optimize MODEL --target TARGET"
     if isinstance(error, UnusedCliTokensError):

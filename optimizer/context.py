@@ -28,7 +28,11 @@ def _no_children(child: Pass) -> int:
 
 @dataclass(frozen=True)
 class Context:
-    """`apply` runs a child pass under the manager's instruments; `progress` tells a long step's state."""
+    """`apply` runs a child pass under the manager's instruments; `progress` tells a long step's state.
+
+    `verify`: a lossy pass that can prove what it did must do so (--verify-each). `synthetic`: the batches are random,
+    so nothing should be fitted to them.
+    """
 
     target: Target
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -37,3 +41,5 @@ class Context:
     apply: Callable[[Pass], int] = _no_children
     statistics: Statistics | None = None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    verify: bool = False
+    synthetic: bool = False

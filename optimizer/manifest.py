@@ -31,11 +31,13 @@ from optimizer.machine import device, peak_memory, versions
 from optimizer.manager import Step
 from optimizer.ops import parameters
 from optimizer.plan import Plan
+from optimizer.sparsity import sparsity
 from optimizer.statistics import Statistics
 from optimizer.stored import outside
 from optimizer.targets import Target
 
 SECONDS = "seconds"  # the fact about an engine that is a measurement
+SPARSIFY = "sparsify"  # the pass that makes weights sparse
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def manifest(record: Record, files: Sequence[Path]) -> dict[str, Any]:
         "fidelity": _fidelity(shipped, class_scores(original.graph)),
         "candidates": [_candidate(v, record) for v in record.variants],
         **_engine(record.engine),
+        **_sparsity(shipped),
+        **shipped.graph.reports,
         "seed": record.seed,
         "versions": versions(),
         "measured": _measured(record),
@@ -114,6 +118,17 @@ def _engine(engine: Engine | None) -> dict[str, Any]:
         "lint": list(engine.findings),
         "dropped": list(engine.dropped),
     }
+
+
+def _sparsity(shipped: Variant) -> dict[str, Any]:
+    """The row of models that were made sparse; of others the weights are not read again."""
+    return {"sparsity": sparsity(shipped.graph)} if _changed(shipped.steps, SPARSIFY) else {}
+
+
+def _changed(steps: Sequence[Step], name: str) -> bool:
+    """True where a pass of that name, wherever it stands, rewrote something."""
+    ran = (step for step in steps if step.count)
+    return any(step.name.partition("{")[0] == name or _changed(step.children, name) for step in ran)
 
 
 def _source(source: onnx.ModelProto | Path, graph: Graph) -> dict[str, Any]:

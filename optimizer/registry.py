@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from optimizer.backend import Backend
+    from optimizer.graph import Graph
     from optimizer.lint import Rule
     from optimizer.pipeline import Pass
     from optimizer.targets import Cpu
@@ -30,8 +31,10 @@ PASSES = {
     "fold": "passes.fold:Fold",
     "fuse": "passes.fuse:Fuse",
     "opset": "passes.opset:Opset",
+    "prune": "passes.prune:Prune",
     "quantize": "passes.quantize:Quantize",
     "shapes": "passes.shapes:Shapes",
+    "sparsify": "passes.sparsify:Sparsify",
     "widen": "passes.widen:Widen",
 }
 BACKENDS = {
@@ -41,6 +44,7 @@ BACKENDS = {
 }
 
 LINTS = {"trt": "backends.trt.legal:rules", "ort-cpu": "backends.ort_legal:rules"}
+EXPLAINS = {"pruning": "passes.prune.explain:explain"}
 
 
 @cache
@@ -64,6 +68,11 @@ def load_backend(name: str) -> Backend:
 def load_lint(name: str) -> Callable[[Cpu], tuple[Rule, ...]]:
     """What gives a runtime's rules for a processor."""
     return _load(LINTS[name])  # type: ignore[no-any-return]
+
+
+def load_explain(name: str) -> Callable[[Graph], dict[str, Any]]:
+    """What says which parts of a prepared graph a pass could change, and what keeps it from the rest."""
+    return _load(EXPLAINS[name])  # type: ignore[no-any-return]
 
 
 def _load(where: str) -> Any:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 NONE = "-"
+MOST = 30  # groups shown
 
 
 def show(*parts: RenderableType) -> None:
@@ -72,15 +73,10 @@ def _profile(shapes: Mapping[str, list[int]]) -> str:
 def _variants(manifest: Mapping[str, Any]) -> Table:
     rows = [_row(c, manifest) for c in manifest["candidates"]]
     titles = ["", "size", "nodes", "latency", "speed", "SQNR", "same top-1", "metric", ""]
-    kept = [at for at in range(len(titles)) if any(row[at] not in (NONE, "") for row in rows)]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for at in kept:
-        table.add_column(titles[at], justify="right" if titles[at] else "left", no_wrap=bool(titles[at]))
-    for row in rows:
-        shipped = row[0] == manifest["shipped"]
-        row[0] = f"{'>' if shipped else ' '} {row[0]}"
-        table.add_row(*(Text(row[at]) for at in kept), style="bold" if shipped else None)
-    return table
+    shipped = next(place for place, row in enumerate(rows) if row[0] == manifest["shipped"])
+    for place, row in enumerate(rows):
+        row[0] = f"{'>' if place == shipped else ' '} {row[0]}"
+    return _columns(titles, rows, bold=shipped)
 
 
 def _row(candidate: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
@@ -157,6 +153,79 @@ def model(facts: Mapping[str, Any]) -> RenderableType:
         share = f"{row['macs'] / facts['macs']:.1%}" if row["macs"] else ""
         table.add_row(name, str(row["count"]), _count(row["macs"]) if row["macs"] else "", share)
     return Group(about, table)
+
+
+def pruning(found: Mapping[str, Any]) -> RenderableType:
+    """What `optimize explain --pruning` found: the groups that can be pruned, the heaviest first, and what cannot."""
+    groups, frozen = found["groups"], found["frozen"]
+    units = sum(group["units"] for group in groups)
+    parts: list[RenderableType] = [Text(f"{len(groups)} groups, {units} units can be pruned")]
+    if groups:
+        parts.append(listing(("group", "units", "MACs", "removal", "layers"), map(_group, _heaviest(groups))))
+    if len(groups) > MOST:
+        parts.append(Text(f"  and {len(groups) - MOST} more, which --json lists"))
+    if frozen:
+        rows = ((f["reason"], str(f["axes"]), _names(f["examples"], 3)) for f in frozen)
+        parts.append(listing(("kept because", "axes", "such as"), rows))
+    return Group(*parts)
+
+
+def _heaviest(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(groups, key=lambda group: -(group["macs_share"] or 0.0))[:MOST]
+
+
+def _group(group: Mapping[str, Any]) -> list[str]:
+    units, share = group["units"], group["macs_share"]
+    return [
+        group["name"],
+        f"{units} {group['unit']}{'' if units == 1 else 's'}",
+        NONE if share is None else f"{share:.1%}",
+        "exact" if group["exact"] else "approximate",
+        _names(group["layers"], 4),
+    ]
+
+
+def _names(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def curve(folder: Path, facts: Mapping[str, Any]) -> RenderableType:
+    """What `optimize prune-curve` measured: one row per model."""
+    head = Text.assemble((str(folder / "curve.svg"), "bold"), f"  {facts['target']}; MACs left of the float model's")
+    titles = ("ratio", "MACs", "parameters", "size", "latency", "speed", "SQNR", "same top-1", "metric", "")
+    rows = [_tradeoff(row) for row in facts["rows"]]
+    parts: list[RenderableType] = [head, _columns(titles, rows)]
+    if facts["untimed"]:
+        parts.append(Text(f"latency was not measured: {facts['untimed']}"))
+    return Group(*parts)
+
+
+def _tradeoff(row: Mapping[str, Any]) -> list[str]:
+    latency, sqnr, agreement, metric = (row[key] for key in ("latency", "sqnr_db", "agreement", "metric"))
+    return [
+        f"{row['ratio']:g}" if row["ratio"] else row["model"],
+        NONE if row["macs_left"] is None else f"{row['macs_left']:.1%}",
+        NONE if row["parameters_left"] is None else f"{row['parameters_left']:.1%}",
+        _bytes(row["bytes"]),
+        f"{latency['median_ms']:.3g} ms" if latency else NONE,
+        f"{latency['speedup']:.2f}x" if latency else NONE,
+        "equal" if row["exact"] else NONE if sqnr is None else f"{sqnr:.1f} dB",
+        NONE if agreement is None else f"{agreement:.1%}",
+        NONE if metric is None else f"{metric:.4g}",
+        row["reason"] or "",
+    ]
+
+
+def _columns(titles: Sequence[str], rows: Sequence[Sequence[str]], bold: int = -1) -> Table:
+    """A table of numbers, one of its rows in bold; a column without any number is left out."""
+    kept = [at for at in range(len(titles)) if any(row[at] not in (NONE, "") for row in rows)]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for at in kept:
+        table.add_column(titles[at], justify="right" if titles[at] else "left", no_wrap=bool(titles[at]))
+    for place, row in enumerate(rows):
+        table.add_row(*(Text(row[at]) for at in kept), style="bold" if place == bold else None)
+    return table
 
 
 def listing(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:

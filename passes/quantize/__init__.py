@@ -51,6 +51,7 @@ class Quantize(Pass):
 
     name: ClassVar[str] = "quantize"
     lossy: ClassVar[bool] = True
+    drops: ClassVar[bool] = True
     scheme: Literal["static", "dynamic", "hybrid", "tensorrt"] = "hybrid"
     rest: Rest = "fp16"
     method: Method = "mse"
