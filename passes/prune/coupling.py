@@ -47,14 +47,15 @@ class Coupling:
     contractions: list[Place] = field(default_factory=list)
     statistics: list[Place] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
-    summed: dict[tuple[str, int], int] = field(default_factory=dict)
+    told: dict[Expr, Expr] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Looks up nodes by name once; an axis that weights are summed over is as long as theirs."""
         self.nodes = {node.name: node for node in self.graph.nodes}
         for node in self.graph.nodes:
             if node.op == "MatMul" and isinstance(weights := node.inputs[1], Constant) and len(weights.shape) > 1:
-                self.summed[node.inputs[0].name, -1] = weights.shape[-2]
+                for unknown in (self.facts.dims(node.inputs[0]) or [])[-1:]:
+                    self.told[unknown] = number(weights.shape[-2])
 
     # ---------------------------------------------------------------- for relations
 
@@ -75,8 +76,7 @@ class Coupling:
     def dims(self, tensor: Tensor) -> list[Expr] | None:
         """Every dim, unknown ones as atoms; None where the rank is unknown."""
         found = self.facts.dims(tensor)
-        last = self.summed.get((tensor.name, -1))
-        return [*found[:-1], number(last)] if found and last is not None else found
+        return None if found is None else [self.told.get(dim, dim) for dim in found]
 
     def tie(self, a: Term | None, b: Term | None, why: str = "its size is not known") -> None:
         """The two axes are the same; where one is unknown, or the sizes differ, what is known is frozen."""

@@ -30,7 +30,7 @@ def explain(graph: Graph) -> dict[str, Any]:
         {
             "name": names[0],
             "units": atom.size,
-            "unit": "group" if atom in outer else "dimension" if atom in inner else "channel",
+            "unit": _unit(coupling, names, atom in outer, atom in inner),
             "layers": names,
             "macs_share": _share(cost, atom),
             "exact": atom not in inexact,
@@ -48,6 +48,13 @@ def _layers(coupling: Coupling) -> dict[Atom, list[str]]:
             for atom in free(term) if term is not None else ():
                 found.setdefault(atom, {})[node.name] = None
     return {atom: list(names) for atom, names in found.items()}
+
+
+def _unit(coupling: Coupling, names: Sequence[str], several: bool, within: bool) -> str:
+    """What one index of a group is: groups of a matrix product are heads."""
+    if several:
+        return "group" if any(coupling.node(name).op.startswith("Conv") for name in names) else "head"
+    return "dimension" if within else "channel"
 
 
 def _share(cost: Cost, atom: Atom) -> float | None:

@@ -173,6 +173,17 @@ def _moved(cut: tuple[int, int, int], mask: Bools | None) -> tuple[int, int, int
     return int(mask[:start].sum()), int(mask[:end].sum()), 1
 
 
+def _gather(graph: Graph, node: Node, old: Kept) -> None:
+    """Indices count what is left."""
+    terms, picked = old.coupling.axes.get(node.inputs[0].name), graph.array(node.inputs[1])
+    if not terms or picked is None:
+        return
+    mask = old.of(node.inputs[0], int(attribute(graph, node, "axis")) % len(terms))
+    if mask is not None:
+        rows = picked % len(mask)
+        _set(graph, node, 1, (np.cumsum(mask) - 1)[rows[mask[rows]]].tolist(), picked)
+
+
 def _squeeze(graph: Graph, node: Node, old: Kept) -> None:
     """Without axes it takes all of size 1, and an axis may have become one of them."""
     if "axes" in node.attrs or len(node.inputs) > 1 or not old.places(node.inputs[0]):
@@ -234,6 +245,13 @@ def _heads(graph: Graph, node: Node, old: Kept) -> None:
     node.attrs.setdefault("scale", float(dims[0] ** -0.5))
 
 
+def _rotated(graph: Graph, node: Node, old: Kept) -> None:
+    terms, heads = old.coupling.axes.get(node.inputs[0].name), int(node.attrs.get("num_heads") or 0)
+    mask = old.of(node.inputs[0], 2) if heads and terms and len(terms) == 3 else None
+    if mask is not None:
+        node.attrs["num_heads"] = int(mask.reshape(heads, -1).any(1).sum())
+
+
 _FIXES: dict[str, Callable[[Graph, Node, Kept], Any]] = {
     "Reshape": _target(1, (-1,)),
     "Expand": _target(1, (1,)),
@@ -242,6 +260,7 @@ _FIXES: dict[str, Callable[[Graph, Node, Kept], Any]] = {
     "Split": _split,
     "Slice": _slices,
     "Squeeze": _squeeze,
+    "Gather": _gather,
     "Conv": _group,
     "ConvTranspose": _group,
     "GroupNormalization": _norm_groups,
@@ -250,4 +269,5 @@ _FIXES: dict[str, Callable[[Graph, Node, Kept], Any]] = {
     "RNN": _hidden,
     "Attention": _heads,
     "MultiHeadAttention": _heads,
+    "RotaryEmbedding": _rotated,
 }

@@ -10,6 +10,7 @@ from optimizer.graph import Node
 from optimizer.ops import attribute
 from passes.prune.atoms import Term, product
 from passes.prune.coupling import Coupling
+from passes.prune.relations.elementwise import same
 
 
 def attention(c: Coupling, node: Node) -> bool:
@@ -92,4 +93,29 @@ def multi_head(c: Coupling, node: Node) -> bool:
     return True
 
 
-RELATIONS = {"Attention": attention, "MultiHeadAttention": multi_head}
+def rotary(c: Coupling, node: Node) -> bool:
+    """RotaryEmbedding of [N, heads, L, dim], or [N, L, heads*dim]: dimensions go in the pairs that are rotated."""
+    x, first = c.of(node.inputs[0]), 2 if node.domain else 1
+    tables = [c.of(t) for t in node.inputs[first : first + 2]]
+    heads = int(node.attrs.get("num_heads") or 0)
+    if x is None or None in tables or not same(c, node.inputs[0], node.outputs[0]):
+        return False
+    if len(x) != 4 and (len(x) != 3 or not heads):
+        return False
+    length, dims = (x[2], x[3]) if len(x) == 4 else (x[1], _heads(c, x[2], heads)[1])
+    others = [term for own in tables for term in (own or [])[:-1]]
+    c.hold([length, *others], f"{node.op} '{node.name}' rotates along it")
+    c.freeze(node.inputs[1 if node.domain else 3 :][:1], f"{node.op} '{node.name}' takes places from it")
+    if dims is None or attribute(c.graph, node, "rotary_embedding_dim"):
+        c.hold([dims, *((own or [None])[-1] for own in tables)], f"{node.op} '{node.name}' rotates a part of it")
+        return True
+    interleaved = attribute(c.graph, node, "interleaved")
+    factors = c.factors(dims, [dims.size // 2, 2] if interleaved else [2, dims.size // 2])
+    pairs, two = factors if interleaved else factors[::-1]
+    c.hold([two], f"{node.op} '{node.name}' rotates them with each other")
+    for own in tables:
+        c.tie(pairs, (own or [None])[-1])
+    return True
+
+
+RELATIONS = {"Attention": attention, "MultiHeadAttention": multi_head, "RotaryEmbedding": rotary}

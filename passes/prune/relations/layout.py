@@ -202,16 +202,30 @@ def sections(c: Coupling, node: Node) -> dict[int, tuple[int, int, int]] | None:
 
 
 def gather(c: Coupling, node: Node) -> bool:
-    """The rows of a table are data, its columns pass."""
+    """The rows of a table are data, its columns pass. Rows that constants pick in runs are parts of the axis."""
     x, places, y = c.of(node.inputs[0]), c.of(node.inputs[1]), c.of(node.outputs[0])
     if x is None or places is None or y is None:
         return False
     along = int(attribute(c.graph, node, "axis")) % len(x)
-    c.hold([x[along], *places, *y[along : along + len(places)]], f"{node.op} '{node.name}' picks indices of it")
     for axis, term in enumerate(x):
         if axis != along:
             c.tie(term, y[axis if axis < along else axis + len(places) - 1])
+    inner, picked = x[along], c.graph.array(node.inputs[1])
+    runs = None if inner is None or picked is None or picked.ndim != 1 else _in_runs(picked % inner.size)
+    if inner is None or not runs:
+        c.hold([inner, *places, *y[along : along + len(places)]], f"{node.op} '{node.name}' picks indices of it")
+        return True
+    c.hold(places, f"{node.op} '{node.name}' takes numbers from it")
+    parts = [c.split(inner, [start, size, inner.size - start - size])[1] for start, size in runs]
+    c.tie(chain(*[part for part in parts if part is not None]), y[along])
     return True
+
+
+def _in_runs(picked: Places) -> list[tuple[int, int]]:
+    """(first, length) of runs of successive indices; none where they are no runs to speak of."""
+    ends = np.flatnonzero(np.diff(picked) != 1) + 1
+    runs = [(int(run[0]), len(run)) for run in np.split(picked, ends) if len(run)]
+    return runs if 2 * len(runs) <= len(picked) else []
 
 
 def expand(c: Coupling, node: Node) -> bool:
