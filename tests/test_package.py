@@ -65,15 +65,22 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
 
 
 def test_help_is_instant() -> None:
-    """Processor time, which other work on the machine does not lengthen; the best of several runs."""
+    """Little more than importing what draws it, however fast the machine; nothing heavy is imported."""
+    shown = processor_time([COMMAND, "--help"], "--target")
+    bare = processor_time([sys.executable, "-c", "import cyclopts, rich.console, rich.table; print('here')"], "here")
+    assert shown < 4 * bare
+
+
+def processor_time(command: list[str], said: str) -> float:
+    """Seconds of the processor's, which other work on the machine hardly lengthens: the best of several runs."""
     taken = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert "--target" in done.stdout
+        assert said in done.stdout
         taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) < 0.3
+    return min(taken)
 
 
 def test_importing_costs_nothing() -> None:
