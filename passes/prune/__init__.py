@@ -22,6 +22,7 @@ from optimizer.errors import PipelineError
 from optimizer.graph import Graph
 from optimizer.pipeline import Pass
 from optimizer.targets import Target
+from passes.dequantize import OPERATORS as INTEGER
 from passes.prune.atoms import Atom, Bools, freeze, leaves
 from passes.prune.cost import Cost, Part, latencies, multiplications, parameters
 from passes.prune.coupling import Coupling, couple, free
@@ -46,11 +47,12 @@ class Prune(Pass):
     """Options of `prune`.
 
     `ratio` of the model's multiply-accumulates, parameters or measured latency (`of`) goes. `criterion` auto is
-    reconstruction where there is data, else l2. `round`: widths stay multiples of it; 0 takes what suits the target.
-    `steps`: importance is estimated anew so often; 0 is once for reconstruction, which takes units one after the other
-    anyway, else four times. `max`: the share of a group that may go. `skip` names nodes or tensors whose channels stay.
-    `approximate` allows channels that a LayerNormalization or a mean takes a statistic over: what is left changes a
-    little then. `recover`: least squares on calibration data, unless that is random.
+    reconstruction where there is data, else l2. `round`: widths stay multiples of it; 0 takes what suits the target,
+    and finer steps where the ratio cannot be met in those. `steps`: importance is estimated anew so often; 0 is once
+    for reconstruction, which takes units one after the other anyway, else four times. `max`: the share of a group that
+    may go. `skip` names nodes or tensors whose channels stay. `approximate` allows channels that a LayerNormalization
+    or a mean takes a statistic over: what is left changes a little then. `recover`: least squares on calibration data,
+    unless that is random.
     """
 
     name: ClassVar[str] = "prune"
@@ -88,13 +90,15 @@ class Prune(Pass):
         criterion = self.criterion
         if criterion == "auto":
             criterion = "reconstruction" if len(ctx.batches) and not ctx.synthetic else "l2"
-        keep = self._choose(graph, coupling, cost, atoms, limits(coupling, atoms, grain, self.max), criterion, ctx)
+        bounds = limits(coupling, atoms, grain, self.max, strict=self.round > 0)
+        keep = self._choose(graph, coupling, cost, atoms, bounds, criterion, ctx)
         original, old = graph.copy(), Kept(coupling, keep)
         pruned = _cut(original, old, ctx)
         fits = self.recover and len(ctx.batches) and not ctx.synthetic
         recovered = recover(original, pruned, old, ctx) if fits else []
+        report = self._report(cost, old, criterion, recovered)  # while the coupling's graph is what it was
         graph.become(pruned)
-        graph.reports["pruning"] = self._report(cost, old, criterion, recovered)
+        graph.reports["pruning"] = report
         if ctx.statistics:
             ctx.statistics.clear()
         return sum(int((~mask).sum()) for mask in keep.values())
@@ -124,11 +128,10 @@ class Prune(Pass):
             search = Search(cost, bounds, order, criterion in BY_DATA)
             target = cost.whole * (1 - self.ratio * step / steps)
             if self.scope == "global":
-                done = search.take(target)
+                done = search.take(target, step == steps)
             else:
-                done = search.take_evenly(
-                    target, [[a] for a in atoms] if self.scope == "layer" else classes(coupling, atoms)
-                )
+                together = [[a] for a in atoms] if self.scope == "layer" else classes(coupling, atoms)
+                done = search.take_evenly(target, together, step == steps)
             keep = masks(atoms, scores, keep, cost)
             if step < steps:
                 current = _cut(graph, Kept(coupling, keep), ctx)
@@ -168,8 +171,8 @@ def _cut(original: Graph, old: Kept, ctx: Context) -> Graph:
     pruned = original.copy()
     shrink(pruned, old)
     if ctx.verify:
-        error = verify(original, pruned, old, ctx.evaluate, list(islice(ctx.batches, SEEN)))
-        log.info("the pruned model equals the masked one to %.1e", error)
+        equal = verify(original, pruned, old, ctx.evaluate, list(islice(ctx.batches, SEEN)))
+        log.info("the pruned model equals the masked one %s", equal)
     return pruned
 
 
@@ -219,4 +222,7 @@ def frozen(coupling: Coupling) -> str:
         for term in coupling.axes[constant.name]:
             reasons.update(a.frozen for a in leaves(term) if a.frozen and a.size > 1) if term is not None else None
     told = [reason for reason, _ in reasons.most_common() if "slides over it" not in reason][:REASONS]
+    integer = [n.op for n in coupling.graph.nodes if (n.domain or "", n.op) in INTEGER]
+    if not told and integer:
+        return f"weights are in integer operators ({integer[0]}): put 'dequantize' before it in --passes"
     return "; ".join(told) or "no operator with weights has channels of its own"

@@ -4,8 +4,9 @@ global      one ranking over all groups
 layer       every group loses the same share
 isomorphic  groups with the same operators around them lose the same share, one ranking each (Fang et al. 2024)
 
-A block is as many units as the target wants widths to be multiples of; where that is too coarse to meet the ratio,
-the last step takes smaller ones. Every group keeps a block, and 1 - `most` of its units.
+A block is as many units as the target wants widths to be multiples of. Where whole blocks come nowhere near the ratio,
+the last step takes smaller ones, unless the multiple was asked for. Every group keeps a block, and 1 - `most` of its
+units.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ from passes.prune.atoms import Atom, Bools, Floats, Product, Term, leaves, resol
 from passes.prune.cost import Cost
 from passes.prune.coupling import Coupling
 
-TOLERANCE = 0.01  # of the whole cost, that the result may be off the target
+TOLERANCE = 0.04  # of what goes, or of what stays where that is less, that the result may be off the target
 BISECTIONS = 20
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`grain` by atom: its units go in blocks that leave multiples of it. `least`: how many stay."""
+    """`grain` by atom: what is left of it is a multiple of that, if `strict` always. `least`: how many units stay."""
 
     grain: Mapping[Atom, int]
     least: Mapping[Atom, int]
+    strict: bool = False
 
 
-def limits(coupling: Coupling, atoms: Sequence[Atom], multiple: int, most: float) -> Limits:
+def limits(coupling: Coupling, atoms: Sequence[Atom], multiple: int, most: float, strict: bool = False) -> Limits:
     """Blocks such that every axis a group is in stays a multiple of `multiple`, if the group is wide enough."""
     beside: dict[Atom, int] = {}
     for terms in coupling.axes.values():
@@ -46,7 +48,7 @@ def limits(coupling: Coupling, atoms: Sequence[Atom], multiple: int, most: float
             step //= 2
         grain[atom] = step
         least[atom] = max(step, math.ceil(atom.size * (1 - most)), 1)
-    return Limits(grain, least)
+    return Limits(grain, least, strict)
 
 
 def _factors(term: Term, times: int, found: dict[Atom, int]) -> None:
@@ -62,6 +64,15 @@ def _factors(term: Term, times: int, found: dict[Atom, int]) -> None:
             _factors(part, times, found)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Units that one group could lose; `gap`: how far from the target the cost would be then."""
+
+    gap: float
+    atom: Atom
+    left: int
+
+
 @dataclass
 class Search:
     """One selection under way: `order` holds the scores of each group's units that are left, ascending.
@@ -75,39 +86,55 @@ class Search:
     order: Mapping[Atom, Floats]
     by_saving: bool
 
-    def take(self, target: float) -> bool:
-        """Removes blocks until the cost is at the target, halves of blocks where it must, or as near as they allow.
+    def take(self, target: float, last: bool = True) -> bool:
+        """Removes blocks until the cost is near the target; in the last step smaller and smaller ones where it must.
 
         False where no more may go.
         """
+        finest = 1 if self.limits.strict or not last else max(self.limits.grain.values())
         fine = 1
-        while not self._round(target, fine) and fine < max(self.limits.grain.values()):
+        while not self._round(target, fine) and last and not self._near(target):
+            nearest = self._nearest(target, fine)
+            if nearest and (fine >= finest or nearest.gap <= self._tolerance(target)):
+                if nearest.gap < self.cost.total - target:
+                    self.cost.reduce(nearest.atom, nearest.left)
+                break
+            if fine >= finest:
+                return False
             fine *= 2
-        if self.cost.total <= target + TOLERANCE * self.cost.whole:
-            return True
-        return self._nearest(target, fine)
-
-    def _nearest(self, target: float, fine: int) -> bool:
-        """The one block that comes nearest to the target, where that is nearer than doing nothing."""
-        missing = self.cost.total - target
-        found = [
-            (abs(self.cost.saving(a, left) - missing), a, left) for a in self.order if (left := self._next(a, fine))
-        ]
-        if not found:
-            return False
-        gap, atom, left = min(found, key=lambda one: one[0])
-        if gap < missing:
-            self.cost.reduce(atom, left)
         return True
 
-    def take_evenly(self, target: float, classes: Sequence[Sequence[Atom]]) -> bool:
-        """The same share of every class, found by bisection; what is missing then, by price."""
+    def _nearest(self, target: float, fine: int) -> Block | None:
+        """The one block that comes nearest to the target."""
+        missing = self.cost.total - target
+        lefts = [(atom, left) for atom in self.order if (left := self._next(atom, fine))]
+        found = [Block(abs(self.cost.saving(atom, left) - missing), atom, left) for atom, left in lefts]
+        return min(found, key=lambda block: block.gap, default=None)
+
+    def _near(self, target: float) -> bool:
+        return self.cost.total <= target + self._tolerance(target)
+
+    def _tolerance(self, target: float) -> float:
+        return TOLERANCE * min(self.cost.whole - target, target)
+
+    def take_evenly(self, target: float, classes: Sequence[Sequence[Atom]], last: bool = True) -> bool:
+        """The same share of every class, found by bisection.
+
+        Whole blocks are too coarse to meet the target with: what is missing goes by price, first from those that the
+        next larger share would take more of.
+        """
         start, low, high = dict(self.cost.counts), 0.0, 1.0
         for _ in range(BISECTIONS):
             share = (low + high) / 2
             self._share(start, classes, share)
             low, high = (low, share) if self.cost.total < target else (share, high)
+        self._share(start, classes, high)
+        next_ = dict(self.cost.counts)
         self._share(start, classes, low)
+        if not last:
+            return True
+        least = {atom: max(left, next_[atom]) for atom, left in self.limits.least.items()}
+        Search(self.cost, Limits(self.limits.grain, least), self.order, self.by_saving)._round(target, 1)
         return self.take(target)
 
     def _round(self, target: float, fine: int) -> bool:
@@ -144,16 +171,18 @@ class Search:
         return left if left >= max(self.limits.least[atom], 1) else None
 
     def _overshoots(self, atom: Atom, left: int, target: float) -> bool:
-        return self.cost.total - self.cost.saving(atom, left) < target - TOLERANCE * self.cost.whole
+        return self.cost.total - self.cost.saving(atom, left) < target - self._tolerance(target)
 
     def _share(self, start: Mapping[Atom, int], classes: Sequence[Sequence[Atom]], share: float) -> None:
-        """Ranks the units of a class together; each group keeps its least and whole blocks."""
+        """Ranks the units of a class together, what is gone first; each group keeps its least and whole blocks."""
         for together in classes:
-            bar = float(np.quantile(np.concatenate([self.order[atom] for atom in together]), share, method="lower"))
+            ranked = np.sort(np.concatenate([self.order[atom] for atom in together]))
+            size = sum(atom.size for atom in together)
+            gone = min(round(share * size) - (size - len(ranked)), len(ranked) - 1)
             for atom in together:
                 grain, order = self.limits.grain[atom], self.order[atom]
-                above = int((order >= bar).sum()) if share else len(order)
-                left = max(self.limits.least[atom], math.ceil(above / grain) * grain)
+                above = int((order >= ranked[gone]).sum()) if gone > 0 else len(order)
+                left = max(self.limits.least[atom], round(above / grain) * grain)
                 self.cost.reduce(atom, min(start[atom], left))
 
 

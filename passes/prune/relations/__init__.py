@@ -37,7 +37,7 @@ NUMBERS = {
 
 def relate(c: Coupling, node: Node) -> None:
     """Applies the node's relation; freezes the axes of all it touches where there is none, or it returns False."""
-    known = c.graph.opset >= BROADCASTS and (node.domain or "") in KNOWN_DOMAINS and not any(node.bodies())
+    known = c.graph.opset >= BROADCASTS and (node.domain or "") in KNOWN_DOMAINS
     relation = RELATIONS.get(node.op) if known else None
     if relation is None:
         c.freeze([*node.inputs, *node.outputs], f"{node.op} '{node.name}': nothing is known of its axes")
