@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -29,14 +30,15 @@ from passes.prune.coupling import Coupling, couple, free
 from passes.prune.importance import BY_DATA, Criterion, importance
 from passes.prune.masked import approximate, verify
 from passes.prune.propagation import reaches
-from passes.prune.reconstruction import MATRICES
-from passes.prune.recover import Step, recover
+from passes.prune.reconstruction import MATRICES, RIDGES
+from passes.prune.recover import Step, recover, strayed
 from passes.prune.select import Limits, Search, classes, limits, masks
 from passes.prune.shrink import Kept, shrink
 from passes.quantize.sensitivity import scores as scores_of
 
 log = logging.getLogger(__name__)
 STEPS = 4
+PATIENCE = 300.0  # seconds, after which no other selection is tried
 OFF = 0.05  # of the ratio, beyond which the result is worth a word
 SEEN = 2  # feeds that the oracle compares
 REASONS = 3  # of what is frozen, in a message
@@ -91,61 +93,23 @@ class Prune(Pass):
         if criterion == "auto":
             criterion = "reconstruction" if len(ctx.batches) and not ctx.synthetic else "l2"
         bounds = limits(coupling, atoms, grain, self.max, strict=self.round > 0)
-        keep = self._choose(graph, coupling, cost, atoms, bounds, criterion, ctx)
-        original, old = graph.copy(), Kept(coupling, keep)
-        pruned = _cut(original, old, ctx)
-        fits = self.recover and len(ctx.batches) and not ctx.synthetic
-        recovered = recover(original, pruned, old, ctx) if fits else []
-        report = self._report(cost, old, criterion, recovered)  # while the coupling's graph is what it was
-        graph.become(pruned)
+        search = _Search(self, graph, coupling, cost.parts, atoms, bounds, criterion, ctx)
+        best = min(search.trials(), key=lambda trial: trial.error)
+        report = self._report(best, criterion)  # while the coupling's graph is what it was
+        graph.become(best.pruned)
         graph.reports["pruning"] = report
         if ctx.statistics:
             ctx.statistics.clear()
-        return sum(int((~mask).sum()) for mask in keep.values())
+        return sum(int((~mask).sum()) for mask in best.old.keep.values())
 
     def _parts(self, coupling: Coupling, ctx: Context, grain: int) -> Sequence[Part]:
         if self.of == "params":
             return parameters(coupling)
         return latencies(coupling, ctx, grain) if self.of == "latency" else multiplications(coupling, ctx)
 
-    def _choose(
-        self,
-        graph: Graph,
-        coupling: Coupling,
-        cost: Cost,
-        atoms: Sequence[Atom],
-        bounds: Limits,
-        criterion: Criterion,
-        ctx: Context,
-    ) -> dict[Atom, Bools]:
-        """What is kept of each group that loses units. Raises PipelineError where the ratio cannot be reached."""
-        steps = self.steps or (1 if criterion == "reconstruction" else STEPS)
-        reach = _reaches(graph, ctx) if criterion == "reconstruction" and len(ctx.batches) else {}
-        keep, current = dict[Atom, Bools](), graph
-        for step in range(1, steps + 1):
-            scores = importance(criterion, current, Kept(coupling, keep), atoms, ctx, reach)
-            order = {a: np.sort(scores[a][keep[a]] if a in keep else scores[a]) for a in atoms}
-            search = Search(cost, bounds, order, criterion in BY_DATA)
-            target = cost.whole * (1 - self.ratio * step / steps)
-            if self.scope == "global":
-                done = search.take(target, step == steps)
-            else:
-                together = [[a] for a in atoms] if self.scope == "layer" else classes(coupling, atoms)
-                done = search.take_evenly(target, together, step == steps)
-            keep = masks(atoms, scores, keep, cost)
-            if step < steps:
-                current = _cut(graph, Kept(coupling, keep), ctx)
-        if not done:
-            most = 1 - cost.total / cost.whole
-            raise PipelineError(
-                f"'prune' cannot remove {self.ratio:.0%} of {self.of}, {most:.0%} at most: {frozen(coupling)}; "
-                "give a smaller ratio, or a larger max"
-            )
-        return keep
-
-    def _report(self, cost: Cost, old: Kept, criterion: str, recovered: Sequence[Step]) -> dict[str, Any]:
+    def _report(self, made: Trial, criterion: str) -> dict[str, Any]:
         """The manifest's `pruning`."""
-        gone = 1 - cost.total / cost.whole
+        gone, old = 1 - made.cost.total / made.cost.whole, made.old
         log.info("%.1f%% of %s went, from %d groups", 100 * gone, self.of, len(old.keep))
         if abs(gone - self.ratio) > OFF * self.ratio:
             log.warning(
@@ -161,9 +125,85 @@ class Prune(Pass):
                 for atom, mask in old.keep.items()
             ],
             "recovered": [
-                {"node": s.node, "before": round_(s.before), "after": round_(s.after)} for s in recovered if s.kept
+                {"node": s.node, "before": round_(s.before), "after": round_(s.after)} for s in made.recovered if s.kept
             ],
         }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One selection of units, removed and recovered. `error`: noise over signal of the outputs on held-out batches."""
+
+    cost: Cost
+    old: Kept
+    pruned: Graph
+    recovered: Sequence[Step]
+    error: float
+
+
+@dataclass
+class _Search:
+    """What selections of one run share."""
+
+    options: Prune
+    graph: Graph
+    coupling: Coupling
+    parts: Sequence[Part]
+    atoms: Sequence[Atom]
+    bounds: Limits
+    criterion: Criterion
+    ctx: Context
+
+    def trials(self) -> Iterator[Trial]:
+        """One; of reconstruction one for each trust in the data, as long as that takes no time to speak of.
+
+        Held-out batches tell which one is better: a selection that believes what little data says, or another.
+        """
+        by_data = self.criterion == "reconstruction" and len(self.ctx.batches) > 0
+        reach = _reaches(self.graph, self.ctx) if by_data else {}
+        start = time.perf_counter()
+        for ridge in RIDGES if by_data else RIDGES[:1]:
+            if time.perf_counter() - start > PATIENCE:
+                return
+            yield self._trial(ridge, reach, compared=by_data)
+
+    def _trial(self, ridge: float, reach: Mapping[str, float], compared: bool) -> Trial:
+        ctx, cost = self.ctx, Cost(self.parts)
+        old = Kept(self.coupling, self._choose(cost, ridge, reach))
+        original = self.graph.copy()
+        pruned = _cut(original, old, ctx)
+        fits = self.options.recover and len(ctx.batches) and not ctx.synthetic
+        recovered = recover(original, pruned, old, ctx) if fits else []
+        error = strayed(original, pruned, ctx) if compared else 0.0
+        log.info("trusting the data %s: error %.3g", "less" if ridge == RIDGES[0] else "more", error)
+        return Trial(cost, old, pruned, recovered, error)
+
+    def _choose(self, cost: Cost, ridge: float, reach: Mapping[str, float]) -> dict[Atom, Bools]:
+        """What is kept of each group that loses units. Raises PipelineError where the ratio cannot be reached."""
+        asked, atoms = self.options, self.atoms
+        steps = asked.steps or (1 if self.criterion == "reconstruction" else STEPS)
+        keep, current = dict[Atom, Bools](), self.graph
+        for step in range(1, steps + 1):
+            old = Kept(self.coupling, keep)
+            scores = importance(self.criterion, current, old, atoms, self.ctx, reach, ridge)
+            order = {a: np.sort(scores[a][keep[a]] if a in keep else scores[a]) for a in atoms}
+            search = Search(cost, self.bounds, order, self.criterion in BY_DATA)
+            target = cost.whole * (1 - asked.ratio * step / steps)
+            if asked.scope == "global":
+                done = search.take(target, step == steps)
+            else:
+                together = [[a] for a in atoms] if asked.scope == "layer" else classes(self.coupling, atoms)
+                done = search.take_evenly(target, together, step == steps)
+            keep = masks(atoms, scores, keep, cost)
+            if step < steps:
+                current = _cut(self.graph, Kept(self.coupling, keep), self.ctx)
+        if not done:
+            most = 1 - cost.total / cost.whole
+            raise PipelineError(
+                f"'prune' cannot remove {asked.ratio:.0%} of {asked.of}, {most:.0%} at most: {frozen(self.coupling)}; "
+                "give a smaller ratio, or a larger max"
+            )
+        return keep
 
 
 def _cut(original: Graph, old: Kept, ctx: Context) -> Graph:

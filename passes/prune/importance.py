@@ -34,9 +34,17 @@ Scores = Mapping[Atom, Floats]
 
 
 def importance(
-    criterion: Criterion, current: Graph, old: Kept, atoms: Sequence[Atom], ctx: Context, reaches: Mapping[str, float]
+    criterion: Criterion,
+    current: Graph,
+    old: Kept,
+    atoms: Sequence[Atom],
+    ctx: Context,
+    reaches: Mapping[str, float],
+    ridge: float,
 ) -> Scores:
     """Scores of all groups' units, of the original's size; what is gone has none. `current` is the graph as pruned.
+
+    `reaches` and `ridge` are for reconstruction.
 
     Raises PipelineError where a criterion lacks what it needs.
     """
@@ -52,7 +60,7 @@ def importance(
         raise PipelineError(f"'prune' by {criterion} needs data: give some with --data, or take criterion=l2")
     if criterion == "activation":
         return _filled(_shares(c, current, nodes, old, ctx).of, c, nodes, old)
-    return _filled(losses(current, old, atoms, ctx, reaches), c, nodes, old)
+    return _filled(losses(current, old, atoms, ctx, reaches, ridge), c, nodes, old)
 
 
 def _filled(scores: dict[Atom, Floats], c: Coupling, nodes: Mapping[str, Node], old: Kept) -> Scores:

@@ -66,6 +66,32 @@ def recover(original: Graph, pruned: Graph, old: Kept, ctx: Context) -> list[Ste
         return []
 
 
+def strayed(original: Graph, pruned: Graph, ctx: Context) -> float:
+    """Noise over signal of the worst float output on held-out batches, as each step is judged by."""
+    held = [b for i, b in enumerate(islice(ctx.batches, BATCHES)) if i % EVERY == EVERY - 1] or list(
+        islice(ctx.batches, EVERY)
+    )
+    names = scores(original)
+    with ctx.evaluate.open(original, names) as reference, ctx.evaluate.open(pruned, names) as run:
+        pairs = [(reference(feeds), run(feeds)) for feeds in held]
+    return _noise(pairs)
+
+
+def _noise(pairs: Sequence[tuple[Feeds, Feeds]]) -> float:
+    """Noise over signal of the worst float output over (expected, found) outputs by name."""
+    worst = 0.0
+    for name in pairs[0][0]:
+        arrays = [(np.asarray(r[name]), np.asarray(f[name])) for r, f in pairs]
+        if arrays[0][0].dtype.kind != "f":
+            continue
+        if any(r.shape != f.shape for r, f in arrays):
+            return math.inf
+        signal = sum(float(np.square(r.astype(np.float64)).sum()) for r, _ in arrays)
+        noise = sum(float(np.square(r.astype(np.float64) - f).sum()) for r, f in arrays)
+        worst = max(worst, noise / signal if signal else 0.0)
+    return worst if math.isfinite(worst) else math.inf
+
+
 def _batches(graph: Graph, ctx: Context) -> list[Feeds]:
     """Held-out ones first; as many as activations fit into memory."""
     sizes = [math.prod(shape) for t in graph.tensors().values() if (shape := static(t)) and not isinstance(t, Constant)]
@@ -86,7 +112,7 @@ class _Work:
         self.pruned, self.old, self.ctx, self.held = pruned, old, ctx, len(held)
         self.names = scores(original)
         with ctx.evaluate.open(original, self.names) as run:
-            self.reference = [self._floats(run(feeds)) for feeds in held]
+            self.reference = [run(feeds) for feeds in held]
         self.whole = Replay(original, ctx.evaluate, [*held, *seen], self.names)
         self.small = Replay(pruned, ctx.evaluate, [*held, *seen], self.names)
         self.places = {node.name: place for place, node in enumerate(self.whole.nodes)}
@@ -195,20 +221,8 @@ class _Work:
 
     def _error(self) -> float:
         """Noise over signal of the worst float output on the held-out batches."""
-        found = [self._floats(made) for made in islice(self.small.results(), self.held)]
-        worst = 0.0
-        for name in self.reference[0]:
-            pairs = [(r[name].astype(np.float64), f[name]) for r, f in zip(self.reference, found, strict=True)]
-            if any(r.shape != f.shape for r, f in pairs):
-                return math.inf
-            signal = sum(float(np.square(r).sum()) for r, _ in pairs)
-            noise = sum(float(np.square(r - f).sum()) for r, f in pairs)
-            worst = max(worst, noise / signal if signal else 0.0)
-        return worst if math.isfinite(worst) else math.inf
-
-    def _floats(self, outputs: Feeds) -> Feeds:
-        found = {name: np.asarray(outputs[name]) for name in self.names}
-        return {name: array for name, array in found.items() if array.dtype.kind == "f"}
+        found = islice(self.small.results(), self.held)
+        return _noise(list(zip(self.reference, found, strict=True)))
 
 
 def _moments(arrays: Sequence[Array]) -> tuple[Array, Array]:
