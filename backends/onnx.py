@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-from optimizer.backend import Session
+from optimizer.backend import Kernel, Session
 from optimizer.engine import Built, EngineOptions
 from optimizer.errors import UnavailableError
+from optimizer.evaluate import Feeds
 from optimizer.graph import Graph
 
 
@@ -34,3 +37,9 @@ class OnnxBackend:
     def open(self, built: Built, threads: int = 0) -> AbstractContextManager[Session]:
         """Raises UnavailableError: a portable file has no runtime of its own."""
         raise UnavailableError("target 'onnx' has no runtime of its own: use --target ort-fp32 to run and time a model")
+
+    def recipe(self) -> Mapping[str, Any]:
+        return {}
+
+    def profile(self, built: Built, threads: int, feeds: Sequence[Feeds]) -> list[Kernel] | None:
+        return None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -51,6 +51,26 @@ class Backend(Protocol):
 
     def open(self, built: Built, threads: int = 0) -> AbstractContextManager[Session]:
         """Loads a built file, with its threads pinned (0: all cores)."""
+
+    def recipe(self) -> Mapping[str, Any]:
+        """What opens the file elsewhere as it was measured: libraries with versions, provider, options (JSON)."""
+
+    def profile(self, built: Built, threads: int, feeds: Sequence[Feeds]) -> list[Kernel] | None:
+        """What the runtime says of its own kernels, in their order; None where it says nothing.
+
+        Only where `open` works. It runs each of the feeds.
+        """
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel as a runtime reports it: `seconds` a run, shapes of inputs and outputs where they are told."""
+
+    name: str
+    op: str
+    seconds: float
+    inputs: Sequence[tuple[str, tuple[int, ...]]] = ()  # (dtype, shape)
+    outputs: Sequence[tuple[str, tuple[int, ...]]] = ()
 
 
 REPEATS = 3

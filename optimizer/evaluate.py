@@ -7,7 +7,7 @@ would have computed.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,8 +78,18 @@ def _set_outputs(graph: Graph, names: list[str]) -> None:
     graph.header.outputs = [onnx.ValueInfoProto(name=n) for n in names]
 
 
-def session(model: bytes | Path, *, threads: int = 0, optimized: bool = False) -> Any:
+def session(
+    model: bytes | Path,
+    *,
+    threads: int = 0,
+    optimized: bool = False,
+    profile: Path | None = None,
+    config: Mapping[str, str] | None = None,
+) -> Any:
     """An onnxruntime.InferenceSession on the CPU, silent, its threads pinned (0: all cores).
+
+    `profile`: what the runtime's profiler writes starts with this path; it slows the model down.
+    `config`: entries of the session's configuration.
 
     Raises ModelError with the runtime's reason where the model does not load.
     """
@@ -96,6 +106,10 @@ def session(model: bytes | Path, *, threads: int = 0, optimized: bool = False) -
     options.enable_mem_pattern = optimized  # nor a plan of memory for every shape it has seen
     if not optimized:  # in the file's order: what is read soon after it is made is freed soon
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     try:

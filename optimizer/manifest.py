@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Record:
     threads: int
     seconds: float
     engine: Engine | None = None
+    runtime: Mapping[str, Any] = field(default_factory=dict)  # what opens the file, as it was measured
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def manifest(record: Record, files: Sequence[Path]) -> dict[str, Any]:
         "schema": SCHEMA,
         "tool": {"name": TOOL, "version": __version__},
         "target": record.target.name,
+        "runtime": dict(record.runtime),
         "shipped": shipped.scheme,
         "reverted": record.choice.reverted,
         "source": {**_source(record.source, original.graph), **_graph(original.graph)},

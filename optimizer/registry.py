@@ -38,8 +38,13 @@ PASSES = {
     "widen": "passes.widen:Widen",
 }
 BACKENDS = {
+    "cuda": "backends.gpu:GpuBackend",
     "onnx": "backends.onnx:OnnxBackend",
+    "openvino": "backends.openvino:OpenvinoBackend",
+    "openvino-bf16": "backends.openvino:bf16",
     "ort": "backends.ort:OrtBackend",
+    "ort-tensorrt": "backends.gpu:tensorrt",
+    "rtx": "backends.gpu:RtxBackend",
     "trt": "backends.trt.backend:TrtBackend",
 }
 
@@ -62,7 +67,18 @@ def load_pass(name: str) -> type[Pass]:
 
 
 def load_backend(name: str) -> Backend:
+    """The backend of that name; one that is not in the table may be named as "module:Class"."""
+    if ":" in name:
+        return _load(name)()  # type: ignore[no-any-return]
     return _load(_table("backends")[name])()  # type: ignore[no-any-return]
+
+
+def backend_names() -> list[str]:
+    return sorted(_table("backends"))
+
+
+def has_backend(name: str) -> bool:
+    return ":" in name or name in _table("backends")
 
 
 def load_lint(name: str) -> Callable[[Cpu], tuple[Rule, ...]]:

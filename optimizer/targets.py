@@ -28,6 +28,12 @@ RESTS = ("fp16", "bf16", "fp32")
 REST = RESTS[0]
 
 
+REFUSED = {
+    "ort-cuda-int8": "ONNX Runtime's CUDA provider has no kernels for int8 activations, which would run on the CPU; "
+    "take ort-cuda-fp16, or trt-int8 for int8 on a GPU"
+}
+
+
 @dataclass(frozen=True)
 class Cpu:
     """What placement of int8 must know of a processor. `int8_dot`: VNNI on x86, dot product on ARM."""
@@ -86,6 +92,22 @@ def targets() -> dict[str, Target]:
             fallbacks={"guarded": "hybrid", "careful": "guarded"},
             cpu=cpu,
         ),
+        Target("openvino-fp32", "openvino", "OpenVINO on the CPU, float", cpu=cpu),
+        Target(
+            "openvino-int8",
+            "openvino",
+            "OpenVINO on the CPU, int8 where it is faster and as accurate",
+            candidates={
+                "float": "",
+                "static": f"{RAISE},calibrate,quantize{{scheme=static}}",
+                "inputs": f"{RAISE},calibrate{{of=all}},quantize{{scheme=openvino}}",
+                "guarded": f"{RAISE},calibrate,quantize{{scheme=static floor=24}}",
+                "careful": f"{RAISE},calibrate{{of=all}},quantize{{scheme=openvino limit=20}}",
+            },
+            fallbacks={"guarded": "static", "careful": "inputs"},
+            cpu=cpu,
+        ),
+        Target("openvino-bf16", "openvino-bf16", "OpenVINO on the CPU, bfloat16 where the processor has it", cpu=cpu),
         Target(
             "ort-fp16",
             "onnx",
@@ -98,8 +120,27 @@ def targets() -> dict[str, Target]:
         _tensorrt("trt-fp16", "float16 where it is safe, float32 elsewhere", {"fp16": _half("fp16")}, cpu),
         _tensorrt("trt-bf16", "bfloat16 where it is safe, float32 elsewhere", {"bf16": _half("bf16")}, cpu),
         _int8("fp16", cpu),
+        Target(
+            "ort-cuda-fp16",
+            "cuda",
+            "ONNX Runtime's CUDA kernels on an NVIDIA GPU, float16 where it is safe",
+            candidates={"float": "", "fp16": _half("fp16")},
+            precision="fp16",
+            cpu=cpu,
+        ),
+        *_plugged("ort-tensorrt", "TensorRT inside ONNX Runtime", cpu),
+        *_plugged("rtx", "TensorRT for RTX as a plugin of ONNX Runtime", cpu),
     )
     return {target.name: target for target in table}
+
+
+def _plugged(backend: str, what: str, cpu: Cpu) -> tuple[Target, ...]:
+    """TensorRT reached through ONNX Runtime: the models of trt-*, which the runtime compiles when it loads them."""
+    half = _tensorrt("trt-fp16", "", {"fp16": _half("fp16")}, cpu)
+    return (
+        replace(half, name=f"{backend}-fp16", backend=backend, summary=f"{what}, float16 where it is safe"),
+        replace(_int8("fp16", cpu), name=f"{backend}-int8", backend=backend, summary=f"{what}, int8 and float16"),
+    )
 
 
 def _half(to: str) -> str:
@@ -159,6 +200,8 @@ def target(name: str) -> Target:
         if spec.options["rest"] not in RESTS:
             raise UserError(f"target '{name}': rest is one of {', '.join(RESTS)}")
         return _int8(spec.options["rest"], this_cpu())
+    if name in REFUSED:
+        raise UserError(f"there is no target '{name}': {REFUSED[name]}")
     if name not in known:
         near = get_close_matches(name, known, 3) or sorted(known)
         raise UserError(

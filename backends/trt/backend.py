@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backends.trt import library
+from optimizer.backend import Kernel
 from optimizer.engine import Built, EngineOptions
+from optimizer.evaluate import Feeds
 from optimizer.graph import Graph
 
 if TYPE_CHECKING:
@@ -76,3 +79,11 @@ class TrtBackend:
         from backends.trt.session import open_engine
 
         return open_engine(built)
+
+    def recipe(self) -> Mapping[str, Any]:
+        """The engine's facts say the rest."""
+        return {"library": "TensorRT"}
+
+    def profile(self, built: Built, threads: int, feeds: Sequence[Feeds]) -> list[Kernel] | None:
+        """None: TensorRT's profiler has not been tried on a GPU."""
+        return None

@@ -4,6 +4,7 @@ static   Q/DQ around every operator with an int8 kernel, in chains that pay (`pl
 dynamic  MatMul, Gemm and LSTM with activations quantised at run time (`dynamic`)
 hybrid   static convolutions and what stands between them, dynamic MatMul, Gemm and LSTM: the best of both
 tensorrt Q/DQ before weighted operators, symmetric, as a strongly typed TensorRT network wants it (`tensorrt`)
+openvino the same, what stays float in float32: OpenVINO moves Q and DQ to where its own kernels want them
 
 Which is fastest and close enough is measured on the target, not decided here. On x86 activations are u8 and weights
 s8 (7 bits where the processor has no VNNI); on ARM both are s8. A model that is quantised already is left alone.
@@ -52,7 +53,7 @@ class Quantize(Pass):
     name: ClassVar[str] = "quantize"
     lossy: ClassVar[bool] = True
     drops: ClassVar[bool] = True
-    scheme: Literal["static", "dynamic", "hybrid", "tensorrt"] = "hybrid"
+    scheme: Literal["static", "dynamic", "hybrid", "tensorrt", "openvino"] = "hybrid"
     rest: Rest = "fp16"
     method: Method = "mse"
     percentile: float = PERCENTILE
@@ -83,10 +84,12 @@ class Quantize(Pass):
         if graph.opset < OPSET:
             raise ModelError(f"int8 needs opset {OPSET}, the model has {graph.opset}: put 'opset{{min=13}}' before")
         if self.scheme == "tensorrt":
-            return self._tensorrt(graph, ctx)
+            return self._symmetric(graph, ctx, self.rest, self.bits or 8)
         cpu = ctx.target.cpu
         arm = cpu.arch in ("aarch64", "arm64")
         bits = self.bits or (8 if arm or cpu.int8_dot else 7)
+        if self.scheme == "openvino":
+            return self._symmetric(graph, ctx, "fp32", bits)
         count = 0
         if self.scheme != "dynamic":
             count += self._static(graph, ctx, np.dtype(np.int8) if arm else np.dtype(np.uint8), bits)
@@ -110,19 +113,21 @@ class Quantize(Pass):
             chosen = Plan(connected(kept), chosen.params)
         return static.render(graph, chosen, bits, mean)
 
-    def _tensorrt(self, graph: Graph, ctx: Context) -> int:
+    def _symmetric(self, graph: Graph, ctx: Context, rest: Rest, bits: int) -> int:
+        """Q/DQ at the inputs of weighted operators."""
         statistics, mean = self._statistics(ctx)
         graph.name_nodes()
         infer(graph)
+        both = self.scheme == "openvino"  # takes u8 as well as s8
         choice = tensorrt.Choice(
-            self.rest, self.method, self._methods(), self.percentile, self.floor, frozenset(self.skip)
+            rest, self.method, self._methods(), self.percentile, self.floor, frozenset(self.skip), both
         )
         chosen = tensorrt.plan(graph, statistics, choice)
 
         def draw(names: Sequence[str]) -> Graph | None:
             twin = graph.copy()
             left_out = {node.name: "left out" for node in chosen.heads if node.name not in set(names)}
-            made = tensorrt.render(twin, tensorrt.plan(twin, statistics, choice, left_out), self.rest, mean)
+            made = tensorrt.render(twin, tensorrt.plan(twin, statistics, choice, left_out), rest, mean, bits)
             return twin if made else None
 
         if self.limit > 0:
@@ -132,7 +137,7 @@ class Quantize(Pass):
             why = {name: f"accuracy: SQNR {alone:.1f} dB alone" for name, alone in dropped}
             chosen = tensorrt.plan(graph, statistics, choice, why)
         graph.root.notes.update(chosen.reasons)
-        return tensorrt.render(graph, chosen, self.rest, mean)
+        return tensorrt.render(graph, chosen, rest, mean, bits)
 
     def _statistics(self, ctx: Context) -> tuple[Statistics, Mean]:
         if ctx.statistics is None:

@@ -28,7 +28,7 @@ from optimizer.qdq import copies, weighted
 from optimizer.statistics import PERCENTILE, Histogram
 from passes.quantize.tensorrt.partition import CONVOLUTIONS, PRODUCTS, Edge, Region, readers, regions
 from passes.quantize.tensorrt.rules import RECURRENT, operands, refusal, source, usable
-from passes.quantize.tensorrt.scales import TOP, Rest, fits, peak, representable
+from passes.quantize.tensorrt.scales import TOP, UNSIGNED, Rest, fits, levels, peak, representable
 
 WIDEST = 8.0  # how much wider a shared range may be than a tensor's own
 
@@ -37,7 +37,8 @@ WIDEST = 8.0  # how much wider a shared range may be than a tensor's own
 class Choice:
     """What the caller asked for. `floor`: least SQNR in dB that a tensor must keep on its own in 8 bits.
 
-    `skip` names nodes and tensors whose operators stay float.
+    `skip` names nodes and tensors whose operators stay float. `unsigned`: what is never negative is u8, for twice the
+    resolution, where the runtime takes both.
     """
 
     rest: Rest = "fp16"
@@ -46,16 +47,21 @@ class Choice:
     percentile: float = PERCENTILE
     floor: float = 0.0
     skip: frozenset[str] = frozenset()
+    unsigned: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Inputs to be read in int8, scales by tensor name, weighted operators in int8, and why the others are not."""
+    """Inputs to be read in int8, scales by tensor name, weighted operators in int8, and why the others are not.
+
+    `unsigned` names the tensors whose codes are u8.
+    """
 
     edges: list[Edge]
     scales: dict[str, float]
     heads: list[Node]
     reasons: dict[str, str]
+    unsigned: frozenset[str] = frozenset()
 
 
 def plan(
@@ -75,7 +81,8 @@ def plan(
                 heads.append(node)
     kept = _kept(graph, regions(graph, heads), peaks)
     edges = [edge for region in kept for edge in [*region.inputs, *region.skips]]
-    return Plan(edges, _scales(graph, kept, edges, peaks), heads, reasons)
+    scales, unsigned = _scales(graph, kept, edges, peaks)
+    return Plan(edges, scales, heads, reasons, unsigned)
 
 
 def _reason(graph: Graph, node: Node, statistics: Mapping[str, Histogram], choice: Choice, peaks: _Peaks) -> str:
@@ -103,8 +110,14 @@ class _Peaks:
     def __getitem__(self, tensor: Tensor) -> float:
         if tensor.name not in self.known:
             method = self.choice.methods.get(tensor.name, self.choice.method)
-            self.known[tensor.name] = peak(self.statistics[tensor.name], method, self.choice.percentile)
+            self.known[tensor.name] = peak(
+                self.statistics[tensor.name], method, self.choice.percentile, self.positive(tensor)
+            )
         return self.known[tensor.name]
+
+    def positive(self, tensor: Tensor) -> bool:
+        """True where the tensor may have u8 codes: they are allowed, and it was never seen below 0."""
+        return self.choice.unsigned and self.statistics[tensor.name].low >= 0
 
     def usable(self, tensor: Tensor) -> bool:
         """True where the tensor was observed and its scale has a number in the type of the rest."""
@@ -113,7 +126,8 @@ class _Peaks:
     def sqnr(self, tensor: Tensor) -> float:
         """Signal to quantisation noise of the tensor alone, in dB."""
         largest = self[tensor]
-        return self.statistics[tensor.name].sqnr(-largest, largest, 2 * TOP + 1)
+        low = 0.0 if self.positive(tensor) else -largest
+        return self.statistics[tensor.name].sqnr(low, largest, levels(self.positive(tensor)))
 
     def alike(self, tensors: list[Tensor]) -> bool:
         """True where one scale suits all the tensors; those of zeros suit any."""
@@ -194,8 +208,10 @@ class _State:
         return any(user is not reader for user in self.users.get(id(tensor), ()))
 
 
-def _scales(graph: Graph, kept: list[Region], edges: list[Edge], peaks: _Peaks) -> dict[str, float]:
-    """Scales by name: one for all tensors around a Concat, one for all copies of a tensor."""
+def _scales(
+    graph: Graph, kept: list[Region], edges: list[Edge], peaks: _Peaks
+) -> tuple[dict[str, float], frozenset[str]]:
+    """Scales by name, one for all tensors around a Concat, one for all copies of a tensor; and whose codes are u8."""
     tensors = {id(t): t for t in (n.inputs[i] for n, i in edges)}
     groups = {key: [t] for key, t in tensors.items()}
 
@@ -213,8 +229,10 @@ def _scales(graph: Graph, kept: list[Region], edges: list[Edge], peaks: _Peaks) 
     for members in copied.values():
         if peaks.alike([t for m in members for t in groups[id(m)]]):
             join(members)
-    found = {}
+    found, unsigned = {}, []
     for key, tensor in tensors.items():
-        scale = max(peaks[t] for t in groups[key]) / TOP
+        positive = all(peaks.positive(t) for t in groups[key])
+        scale = max(peaks[t] for t in groups[key]) / (UNSIGNED if positive else TOP)
         found[tensor.name] = float(representable(scale, peaks.choice.rest))  # type: ignore[arg-type]  # a scalar array
-    return found
+        unsigned += [tensor.name] * positive
+    return found, frozenset(unsigned)

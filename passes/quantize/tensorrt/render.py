@@ -9,6 +9,7 @@ stays a float input of its operator: it is added to the int32 sums before they b
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -22,14 +23,15 @@ FLOAT = np.dtype(np.float32)
 Mean = Callable[[str], Array | None]
 
 
-def render(graph: Graph, plan: Plan, rest: Rest, mean: Mean = lambda name: None) -> int:
+def render(graph: Graph, plan: Plan, rest: Rest, mean: Mean = lambda name: None, bits: int = 8) -> int:
     """Rewrites the outermost scope as planned. Returns how many operators read int8.
 
-    `mean` gives the channel means [C] of a tensor, with which biases make up for the rounding of weights.
+    `mean` gives the channel means [C] of a tensor, with which biases make up for the rounding of weights, which have
+    `bits` bits.
     """
     if not plan.heads:
         return 0
-    writer = _Writer(graph, plan, rest)
+    writer = _Writer(graph, plan, rest, bits)
     for node in plan.heads:
         if graph.is_constant(node.inputs[1]):
             writer.weights(node, mean(node.inputs[0].name))
@@ -41,20 +43,21 @@ def render(graph: Graph, plan: Plan, rest: Rest, mean: Mean = lambda name: None)
 class _Writer:
     """Remembers the Q of each tensor, the DQ of each reader, and the constants that serve many."""
 
-    def __init__(self, graph: Graph, plan: Plan, rest: Rest):
-        self.graph, self.plan, self.rest = graph, plan, rest
+    def __init__(self, graph: Graph, plan: Plan, rest: Rest, bits: int):
+        self.graph, self.plan, self.rest, self.bits = graph, plan, rest, bits
         self.codes: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self.views: dict[tuple[int, int], Tensor] = {}
-        self.zeros: dict[tuple[int, ...], Tensor] = {}
-        self.scalars: dict[float, list[Tensor]] = {}
+        self.zeros: dict[tuple[tuple[int, ...], np.dtype[Any]], Tensor] = {}
+        self.scalars: dict[tuple[float, np.dtype[Any]], list[Tensor]] = {}
         self.known: dict[tuple[str, int | None], list[Tensor]] = {}
 
     def activation(self, node: Node, tensor: Tensor) -> Tensor:
         """What the node is to read for the tensor."""
         graph = self.graph
         if id(tensor) not in self.codes:
-            params = self._scalar(self.plan.scales[tensor.name])
-            made: Tensor = graph.variable(tensor.name + "_int8", np.dtype(np.int8), tensor.shape)
+            dtype = np.dtype(np.uint8 if tensor.name in self.plan.unsigned else np.int8)
+            params = self._scalar(self.plan.scales[tensor.name], dtype)
+            made: Tensor = graph.variable(tensor.name + "_int8", dtype, tensor.shape)
             first = min(tensor.outputs, key=lambda n: n.order)
             graph.add("QuantizeLinear", [tensor, *params], [made], before=first)
             self.codes[id(tensor)] = made, params
@@ -73,9 +76,9 @@ class _Writer:
         axis = _axis(graph, node)
         key = tensor.name, axis
         if key not in self.known:
-            codes, scales = quantize_weights(values, axis, self.rest)
+            codes, scales = quantize_weights(values, axis, self.rest, self.bits)
             made = [graph.constant(codes, tensor.name + "_int8"), graph.constant(scales, tensor.name + "_scale")]
-            self.known[key] = [*made, self._zero(scales.shape)]
+            self.known[key] = [*made, self._zero(scales.shape, np.dtype(np.int8))]
         view = graph.variable(tensor.name + "_dq", FLOAT, list(values.shape))
         attrs = {} if axis is None else {"axis": axis}
         graph.add("DequantizeLinear", self.known[key], [view], attrs, before=node)
@@ -99,17 +102,17 @@ class _Writer:
         if bias.shape in ((), shift.shape):
             graph.set_input(node, 2, graph.constant((bias - shift).astype(np.float32), node.outputs[0].name + "_bias"))
 
-    def _scalar(self, scale: float) -> list[Tensor]:
+    def _scalar(self, scale: float, dtype: np.dtype[Any]) -> list[Tensor]:
         """Scale and zero point as initializers, one pair for each value."""
-        if scale not in self.scalars:
+        if (scale, dtype) not in self.scalars:
             step = self.graph.constant(np.array(scale, np.float32), "scale")
-            self.scalars[scale] = [step, self._zero(())]
-        return self.scalars[scale]
+            self.scalars[scale, dtype] = [step, self._zero((), dtype)]
+        return self.scalars[scale, dtype]
 
-    def _zero(self, shape: tuple[int, ...]) -> Tensor:
-        if shape not in self.zeros:
-            self.zeros[shape] = self.graph.constant(np.zeros(shape, np.int8), "zero_point")
-        return self.zeros[shape]
+    def _zero(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        if (shape, dtype) not in self.zeros:
+            self.zeros[shape, dtype] = self.graph.constant(np.zeros(shape, dtype), "zero_point")
+        return self.zeros[shape, dtype]
 
 
 def _axis(graph: Graph, node: Node) -> int | None:

@@ -1,4 +1,4 @@
-"""Symmetric scales in s8: value = scale * code, codes within +-127, zero point 0.
+"""Symmetric scales: value = scale * code, zero point 0; codes within +-127 in s8, or up to 255 in u8.
 
 TensorRT wants a scale in the type of the tensor it stands beside. A scale that the later type would round is rounded
 here, upwards, before anything is quantised with it: so a Cast changes no number, and no range gets narrower.
@@ -14,18 +14,27 @@ from optimizer.graph import Array
 from optimizer.statistics import PERCENTILE, Histogram
 
 Rest = Literal["fp16", "bf16", "fp32"]
-TOP = 127
+TOP, UNSIGNED = 127, 255  # the largest codes, of s8 and of u8
 _LEAST = {"fp16": 2.0**-14, "bf16": 2.0**-126, "fp32": 2.0**-126}  # the smallest normal number
 _MOST = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp32": float(np.finfo(np.float32).max)}
 
 
-def peak(histogram: Histogram, method: str, percentile: float = PERCENTILE) -> float:
-    """The largest magnitude to represent. mse: with the least expected squared error at 255 symmetric levels."""
+def peak(histogram: Histogram, method: str, percentile: float = PERCENTILE, unsigned: bool = False) -> float:
+    """The largest magnitude to represent. mse: with the least expected squared error at the levels there are.
+
+    Those are 255 on both sides of 0, or `unsigned` 256 from 0 upwards.
+    """
     largest = max(-histogram.low, histogram.high, 0.0)
     if method != "mse" or not largest:
         return max(map(abs, histogram.range(method, percentile)))
     candidates = np.linspace(0.02, 1.0, 99) * largest
-    return float(candidates[int(np.argmin(histogram.noise(-candidates, candidates, 2 * TOP + 1)))])
+    lowest = np.zeros_like(candidates) if unsigned else -candidates
+    return float(candidates[int(np.argmin(histogram.noise(lowest, candidates, levels(unsigned))))])
+
+
+def levels(unsigned: bool) -> int:
+    """How many codes there are."""
+    return UNSIGNED + 1 if unsigned else 2 * TOP + 1
 
 
 def representable(scales: Array, rest: Rest) -> Array:
@@ -49,9 +58,10 @@ def fits(scale: float, rest: Rest) -> bool:
     return 0 < scale <= _MOST[rest]
 
 
-def quantize_weights(weights: Array, axis: int | None, rest: Rest) -> tuple[Array, Array]:
+def quantize_weights(weights: Array, axis: int | None, rest: Rest, bits: int = 8) -> tuple[Array, Array]:
     """(int8 codes, float32 scales): weights ~ codes * scales, along `axis` or, where that is None, with one scale."""
     others = tuple(i for i in range(weights.ndim) if i != axis)
-    scales = representable(np.abs(weights).max(axis=others).astype(np.float64) / TOP, rest)
+    top = 2 ** (bits - 1) - 1
+    scales = representable(np.abs(weights).max(axis=others).astype(np.float64) / top, rest)
     wide = scales if axis is None else np.expand_dims(scales, others)
-    return np.clip(np.rint(weights / wide), -TOP, TOP).astype(np.int8), scales
+    return np.clip(np.rint(weights / wide), -top, top).astype(np.int8), scales
