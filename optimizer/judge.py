@@ -141,7 +141,7 @@ def clock(variants: list[Variant], open_: Open, feeds: Batches, tell: Tell) -> N
     tell("measuring latency", 0, 0)
     with ExitStack() as stack:
         sessions = _open(variants, open_, stack)
-        timings = measure(sessions, _few(feeds), seconds=SECONDS, rounds=ROUNDS)
+        timings = measure(sessions, few(feeds), seconds=SECONDS, rounds=ROUNDS)
     for variant in variants:
         variant.timing = timings.get(variant.scheme)
 
@@ -191,7 +191,7 @@ def _compare(
             tell("comparing outputs", done + 1, len(feeds))
 
 
-def _few(feeds: Iterable[Feeds]) -> list[Feeds]:
+def few(feeds: Iterable[Feeds]) -> list[Feeds]:
     """The first feeds, as many as timing may hold in memory."""
     kept: list[Feeds] = []
     size = 0
