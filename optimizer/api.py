@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -135,6 +136,17 @@ def optimize(
     promised precision was not built) and BugError; then nothing is written, and an artifact that was there before
     stays. Only where a compiler is missing is the model written all the same before UnavailableError says so.
     """
+    if target == "auto":
+        asked = {"passes": passes, "scheme": scheme, "statistics": statistics, "engine": engine, "dump": dump}
+        _refuse(asked | {"fixed": fixed, "bisect-limit": bisect_limit, "verify-each": verify_each or None})
+        from optimizer import auto
+
+        folder = auto.choose(
+            model, out=out, data=data, preprocess=preprocess, prune=prune, metric=metric, max_drop=max_drop,
+            min_sqnr=min_sqnr, min_agreement=min_agreement, strict=strict, threads=threads, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+        return Result(folder, json.loads((folder / artifact.MANIFEST).read_text()))
     start = time.perf_counter()
     check_numbers(threads=threads, seed=seed, bisect_limit=bisect_limit or 0)
     if not 0 <= min_int8 <= 1:
@@ -188,8 +200,9 @@ def optimize(
             known.save(temporary / artifact.STATISTICS)
         seconds = time.perf_counter() - start
         record = Record(
-            goal, plan, gate, variants, choice, feeds, checked, known, source, seed, threads, seconds, engine_
-        )
+            goal, plan, gate, variants, choice, feeds, checked, known, source, seed, threads, seconds, engine_,
+            backend.recipe(),
+        )  # fmt: skip
         made = manifest(record, files)
         artifact.write_manifest(temporary, made)
     if missing is not None and emit == "engine":
@@ -198,6 +211,13 @@ def optimize(
             f"'{made['compile']}' (--emit onnx asks for no engine)"
         )
     return Result(folder, made)
+
+
+def _refuse(asked: Mapping[str, Any]) -> None:
+    """Raises UserError for an option that belongs to one target, where several are tried."""
+    given = [name for name, value in asked.items() if value not in (None, {}, [])]
+    if given:
+        raise UserError(f"--{given[0]} is for one target, and --target auto tries several: name the target instead")
 
 
 def check_numbers(**numbers: int) -> None:

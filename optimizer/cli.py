@@ -32,13 +32,16 @@ EXAMPLES = """Examples:
   optimize model.onnx --target onnx --out simplified
   optimize model.onnx -t ort-int8 --data 'calib/*.npz' --prune 0.3
   optimize prune-curve model.onnx --ratios 0.1,0.2,0.3 --data 'calib/*.npz' --metric task.py:top1
+  optimize bench model.onnx --targets ort-int8,openvino-int8 --data 'calib/*.npz' --html report.html
+  optimize profile model.onnx --target ort-int8 --data 'calib/*.npz'
   optimize inspect model.onnx
   optimize explain model.onnx --pruning
   optimize lint model.onnx --target trt
 
 Exit codes: 0 done, 1 a bug of ours, 2 wrong input,
   3 the target's runtime is not here, 4 a limit was missed under --strict,
-  the promised precision was not built, or the linter found something."""
+  the promised precision was not built, the linter found something,
+  or bench --compare found a regression."""
 
 app = App(
     name="optimize",
@@ -50,11 +53,13 @@ app = App(
 )
 
 ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-COMMANDS = ("explain", "inspect", "lint", "passes", "prune-curve", "targets")
+COMMANDS = ("bench", "explain", "inspect", "lint", "passes", "profile", "prune-curve", "targets")
 DATA = Group("Data", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
 TALK = Group("Output", sort_key=4)
 ENGINE = Group("Engines (targets trt-*)", sort_key=5)
+CLOCK = Group("Measuring", sort_key=5)
+AGAIN = Group("Comparing two results", sort_key=6)
 EXPERT = Group("For experts", sort_key=6)
 
 
@@ -270,6 +275,7 @@ def targets(*, json: JSON = False) -> None:
         _print_json([dict(zip(("target", "missing", "schemes", "what"), row, strict=True)) for row in rows])
         return
     cells = [(name, missing or "yes", ", ".join(schemes), what) for name, missing, schemes, what in rows]
+    cells.append(("auto", "yes", "", "whatever of these is available and best here, by measurement"))
     report.show(report.listing(("target", "available", "schemes", "what it gives"), cells))
 
 
@@ -409,6 +415,179 @@ def _ratios(text: str) -> list[float]:
         return [float(word) for word in text.split(",") if word.strip()]
     except ValueError:
         raise UserError(f"--ratios {text}: give the shares to remove, such as 0.1,0.2,0.3") from None
+
+
+@app.command
+def bench(
+    model: Path | None = None,
+    /,
+    *,
+    targets: Annotated[str, Parameter(name=["--targets", "-t"], show_default=False)] = "",
+    also: Annotated[list[str] | None, Parameter(show_default=False, negative=())] = None,
+    data: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
+    preprocess: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
+    metric: Annotated[str | None, Parameter(group=LIMITS, show_default=False)] = None,
+    max_drop: Annotated[float, Parameter(group=LIMITS)] = 0.01,
+    min_sqnr: Annotated[float | None, Parameter(group=LIMITS, show_default=False)] = None,
+    min_agreement: Annotated[float | None, Parameter(group=LIMITS, show_default=False)] = None,
+    threads: Annotated[int, Parameter(group=CLOCK)] = 0,
+    batch: Annotated[str, Parameter(group=CLOCK, show_default=False)] = "",
+    concurrency: Annotated[str, Parameter(group=CLOCK)] = "1",
+    seconds: Annotated[float, Parameter(group=CLOCK)] = 20.0,
+    launches: Annotated[int, Parameter(group=CLOCK)] = 5,
+    timeout: Annotated[float, Parameter(group=CLOCK)] = 120.0,
+    baseline: Annotated[str, Parameter(group=CLOCK)] = "original",
+    profile: Annotated[bool, Parameter(group=CLOCK, negative="--no-profile")] = True,
+    seed: int = 0,
+    artifacts: Annotated[Path | None, Parameter(show_default=False)] = None,
+    html: Annotated[Path | None, Parameter(group=TALK, show_default=False)] = None,
+    markdown: Annotated[Path | None, Parameter(group=TALK, show_default=False)] = None,
+    json: Annotated[bool, Parameter(group=TALK, negative=())] = False,
+    compare: Annotated[tuple[Path, Path] | None, Parameter(group=AGAIN, show_default=False, negative=())] = None,
+    max_regression: Annotated[float, Parameter(group=AGAIN)] = 0.05,
+    verbose: Annotated[int, Parameter(name=["--verbose", "-v"], count=True, group=TALK, show_default=False)] = 0,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), group=TALK)] = False,
+) -> None:
+    """Compare backends: latency with its uncertainty, agreement with the original, memory, size.
+
+    Every target's artifact is made where it is missing, and runs in a process of its own. Backends take turns, so that
+    the machine's noise hits all alike; where the interval of a ratio holds 1 there is "no difference". Exits with 3
+    where none of the backends could be run, with 4 where --compare finds a regression.
+
+    Parameters
+    ----------
+    model: Path
+        The .onnx file.
+    targets: str
+        What to compare beside the original, such as ort-fp32,ort-int8,openvino-int8; TARGET:SCHEME takes one of a
+        target's candidates. 'optimize targets' lists them.
+    also: list[str]
+        NAME=FILE or NAME=FILE@BACKEND: a model of somebody else's, for ONNX Runtime on the CPU or, say, openvino.
+        May be repeated.
+    data: str
+        Inputs, as for optimize. Held-out feeds are what is measured and compared on.
+    preprocess: str
+        How the model wants pictures, as for optimize.
+    metric: str
+        file.py:function; gets a callable model (dict in, dict out), returns a number, higher is better.
+    max_drop: float
+        How far the metric may fall below the original's before a backend is marked.
+    min_sqnr: float
+        Least signal-to-noise ratio of every output, in dB; default 15 without --metric.
+    min_agreement: float
+        Least share of rows with the same best class; default 0.95 without --metric.
+    threads: int
+        Threads of each backend; 0 means all cores.
+    batch: str
+        Batch sizes to measure, such as 1,8,32; default the feeds as they come.
+    concurrency: str
+        How many callers ask at once, such as 1,4.
+    seconds: float
+        To spend on each pair of batch and concurrency, over all backends and launches.
+    launches: int
+        How often every backend is started anew.
+    timeout: float
+        Seconds that a backend may take to answer before it is stopped.
+    baseline: str
+        The row that ratios are to.
+    profile: bool
+        Ask the runtimes which operators take the time.
+    seed: int
+        Seed of random inputs.
+    artifacts: Path
+        Where built models are kept and found again; default <model>.bench here.
+    html: Path
+        Write the report as one page, with pictures.
+    markdown: Path
+        Write the report as Markdown.
+    json: bool
+        Print the result as JSON (docs/bench.md).
+    compare: tuple[Path, Path]
+        OLD NEW: what --json printed at two times; says what became slower.
+    max_regression: float
+        How much slower is too slow, with --compare: a share of the old latency.
+    verbose: int
+        Say more; twice for everything. Errors come with their traceback.
+    quiet: bool
+        Only errors on stderr, no table.
+    """
+    from optimizer.bench import cli as own
+
+    if compare is not None:
+        raise SystemExit(own.compare(*compare, max_regression, json, quiet))
+    if model is None:
+        raise UserError("the model is missing: optimize bench MODEL --targets ort-fp32,ort-int8")
+    options = own.Options(
+        model, own.words(targets), own.files(also or []), data, preprocess, metric, max_drop, min_sqnr, min_agreement,
+        threads, own.numbers("--batch", batch), own.numbers("--concurrency", concurrency), seconds, launches, timeout,
+        baseline, artifacts, profile, seed,
+    )  # fmt: skip
+    raise SystemExit(own.bench(options, html, markdown, json, quiet))
+
+
+@app.command
+def profile(
+    model: Path,
+    /,
+    *,
+    target: Annotated[str, Parameter(name=["--target", "-t"])] = "original",
+    data: Annotated[str | None, Parameter(show_default=False)] = None,
+    preprocess: Annotated[str | None, Parameter(show_default=False)] = None,
+    threads: int = 0,
+    seed: int = 0,
+    artifacts: Annotated[Path | None, Parameter(show_default=False)] = None,
+    top: int = 15,
+    json: JSON = False,
+    verbose: Annotated[int, Parameter(name=["--verbose", "-v"], count=True, show_default=False)] = 0,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+) -> None:
+    """Show where the time goes, by operator and by node, and the least that this machine needs for that work.
+
+    Kernels are the runtime's own, fused as it fuses them. The bound is a roofline: multiply-accumulates at the best
+    rate of this machine, or bytes through its memory, whichever takes longer; both are measured once and kept.
+
+    Parameters
+    ----------
+    model: Path
+        The .onnx file.
+    target: str
+        What to look at: original is the file as it is; of a target the artifact is made where it is missing.
+    data: str
+        Inputs, as for optimize.
+    preprocess: str
+        How the model wants pictures, as for optimize.
+    threads: int
+        Threads to run with; 0 means all cores.
+    seed: int
+        Seed of random inputs.
+    artifacts: Path
+        Where built models are kept and found again; default <model>.bench here.
+    top: int
+        How many nodes to show.
+    verbose: int
+        Say more; twice for everything. Errors come with their traceback.
+    quiet: bool
+        Only errors on stderr, no progress.
+    """
+    from optimizer import report
+    from optimizer.profile import profile as look
+    from optimizer.progress import Bar
+
+    with Bar(not quiet) as bar:
+        facts = look(
+            model,
+            target=target,
+            data=data,
+            preprocess=preprocess,
+            threads=threads,
+            seed=seed,
+            artifacts=artifacts,
+            progress=bar,
+        )
+    if json:
+        _print_json(facts)
+    else:
+        report.show(report.profile(facts, top))
 
 
 @app.command

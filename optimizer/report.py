@@ -34,9 +34,36 @@ def summary(folder: Path, manifest: Mapping[str, Any]) -> RenderableType:
         f"{output['nodes']} nodes (was {source['nodes']})",
     )
     engine = [_engine(folder, manifest)] if "precision" in manifest else []
+    if "auto" in manifest:
+        return Group(head, *engine, _tried(manifest["auto"]))
     if len(manifest["candidates"]) == 2 and not manifest["measured"]["latency"]:
         return Group(head, *engine, _checked(manifest["checked"]))
     return Group(head, *engine, _variants(manifest))
+
+
+def _tried(auto: Mapping[str, Any]) -> Table:
+    """What --target auto measured, the shipped one marked."""
+    titles = ["", "latency", "speed", "at least", "at most", "SQNR", "same top-1", "metric", ""]
+    rows = [_try(one) for one in auto["tried"]]
+    shipped = next(place for place, row in enumerate(rows) if row[0] == auto["shipped"])
+    for place, row in enumerate(rows):
+        row[0] = f"{'>' if place == shipped else ' '} {row[0]}"
+    return _columns(titles, rows, bold=shipped)
+
+
+def _try(one: Mapping[str, Any]) -> list[str]:
+    point, parity = one["point"], one["parity"]
+    ratio = point and point["ratio"]
+    agreement = parity and parity["agreement"]
+    return [
+        one["name"],
+        f"{point['p50_ms']:.3g} ms" if point else NONE,
+        *(f"{ratio[key]:.2f}x" if ratio else NONE for key in ("middle", "low", "high")),
+        NONE if parity is None else "equal" if parity["exact"] else f"{parity['sqnr_db']:.1f} dB",
+        NONE if agreement is None else f"{agreement:.1%}",
+        NONE if one["metric"] is None else f"{one['metric']:.4g}",
+        one["reason"] or ("" if ratio is None or ratio["verdict"] != "no difference" else ratio["verdict"]),
+    ]
 
 
 def _engine(folder: Path, manifest: Mapping[str, Any]) -> Text:
@@ -214,6 +241,34 @@ def _tradeoff(row: Mapping[str, Any]) -> list[str]:
         NONE if agreement is None else f"{agreement:.1%}",
         NONE if metric is None else f"{metric:.4g}",
         row["reason"] or "",
+    ]
+
+
+def profile(facts: Mapping[str, Any], top: int) -> RenderableType:
+    """Where the time goes: by operator, then the slowest nodes; what is above the bound is left to win."""
+    best = facts["peaks"]
+    bound = "" if facts["bound_ms"] is None else f"; the machine needs {facts['bound_ms']:.3g} ms at least"
+    head = Text.assemble(
+        (f"{facts['target']}, {facts['scheme']}", "bold"),
+        f"  {facts['ms']:.3g} ms in {len(facts['nodes'])} kernels{bound}\n",
+        f"  best of this machine: {best['float32_macs'] / 1e9:.0f} GMAC/s in float32, ",
+        f"{best['int8_macs'] / 1e9:.0f} in int8, {best['memory_bytes'] / 1e9:.1f} GB/s",
+    )
+    titles = ("operator", "count", "ms", "share", "GMAC/s", "GB/s", "bound ms", "left to win")
+    rows = [[r["op"], str(r["count"]), *_rates(r)] for r in facts["operators"]]
+    slowest = [[r["node"], r["op"], *_rates(r)] for r in facts["nodes"][:top]]
+    return Group(head, _columns(titles, rows), _columns(("node", "operator", *titles[2:]), slowest))
+
+
+def _rates(row: Mapping[str, Any]) -> list[str]:
+    seconds, bound = row["ms"] / 1000, row.get("bound_ms")
+    return [
+        f"{row['ms']:.3g}",
+        f"{row['share']:.1%}",
+        f"{row['macs'] / seconds / 1e9:.1f}" if row["macs"] and seconds else NONE,
+        f"{row['bytes'] / seconds / 1e9:.1f}" if row["bytes"] and seconds else NONE,
+        NONE if bound is None else f"{bound:.2g}",
+        NONE if bound is None or not row["ms"] else f"{max(0.0, 1 - bound / row['ms']):.0%}",
     ]
 
 
