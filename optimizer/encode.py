@@ -6,7 +6,7 @@ always in the outermost, where it can be left out or written to a file of its ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,12 @@ def to_model(graph: Graph) -> onnx.ModelProto:
     return model
 
 
-def skeleton(graph: Graph) -> onnx.ModelProto:
-    """The graph as a small ModelProto: initializers above 1 KiB are inputs, after those of the model."""
-    model, constants = frame(graph)
+def skeleton(graph: Graph, told: Collection[str] | None = None) -> onnx.ModelProto:
+    """The graph as a small ModelProto: initializers above 1 KiB are inputs, after those of the model.
+
+    `told` names the intermediate tensors whose types and shapes are written; None is all of them.
+    """
+    model, constants = frame(graph, told)
     inputs = {info.name for info in model.graph.input}
     for constant in constants:
         if nbytes(constant) <= SMALL:
@@ -41,7 +44,7 @@ def skeleton(graph: Graph) -> onnx.ModelProto:
     return model
 
 
-def frame(graph: Graph) -> tuple[onnx.ModelProto, list[Constant]]:
+def frame(graph: Graph, told: Collection[str] | None = None) -> tuple[onnx.ModelProto, list[Constant]]:
     """Everything but the initializers of the outermost scope, and those initializers, in order of use."""
     header = graph.header
     assert header is not None
@@ -53,10 +56,10 @@ def frame(graph: Graph) -> tuple[onnx.ModelProto, list[Constant]]:
         if domain in used:
             model.opset_import.add(domain=domain, version=version)
     homes = _homes(graph)
-    _write_scope(graph, model.graph, homes)
+    _Writer(homes, told).scope(graph, model.graph)
     model.graph.input.extend(header.inputs)
     model.graph.output.extend(header.outputs)
-    kept = graph.tensors()
+    kept = graph.tensors() if header.annotations else {}
     annotations = [a for a in header.annotations if a.tensor_name in kept]
     model.graph.quantization_annotation.extend(annotations)
     named = {entry.value for a in annotations for entry in a.quant_parameter_tensor_names}
@@ -70,7 +73,7 @@ def frame(graph: Graph) -> tuple[onnx.ModelProto, list[Constant]]:
 def to_node(op: str, inputs: list[str], outputs: list[str], attrs: Mapping[str, Any]) -> onnx.NodeProto:
     """A NodeProto of the standard domain with attributes held as in a `Node`."""
     made = helper.make_node(op, inputs, outputs)
-    made.attribute.extend(_attribute(key, value, {}) for key, value in attrs.items())
+    made.attribute.extend(_Writer({}, ()).attribute(key, value) for key, value in attrs.items())
     return made
 
 
@@ -105,34 +108,61 @@ def _around(scope: Graph | None) -> Iterator[Graph]:
         scope = scope.parent
 
 
-def _write_scope(graph: Graph, proto: onnx.GraphProto, homes: Homes) -> None:
-    proto.name, proto.doc_string = graph.ir.name or "graph", graph.ir.doc_string or ""
-    for key, value in graph.metadata.items():
-        proto.metadata_props.add(key=key, value=value)
-    interface = {t.name for t in [*graph.inputs, *graph.outputs]}
-    for node in graph.nodes:
-        proto.node.append(_node(node, homes))
-        for made in node.outputs:
-            if made.name not in interface and (info := _value_info(made)) is not None:
-                proto.value_info.append(info)
+class _Writer:
+    """Writes scopes: `homes` says which constants each holds, `told` which tensors get a type and shape (None: all)."""
 
+    def __init__(self, homes: Homes, told: Collection[str] | None):
+        self.homes, self.told = homes, told
 
-def _node(node: Node, homes: Homes) -> onnx.NodeProto:
-    inputs, outputs = [t.name for t in node.inputs], [t.name for t in node.outputs]
-    made = helper.make_node(
-        node.op,
-        inputs,
-        outputs,
-        name=node.name,
-        domain=node.domain or "",
-        doc_string=node.doc or None,
-        overload=node.overload or None,
-    )
-    made.attribute.extend(_attribute(key, value, homes) for key, value in node.attrs.items())
-    for key, value in node.metadata.items():
-        made.metadata_props.add(key=key, value=value)
-    made.device_configurations.extend(node.devices)
-    return made
+    def scope(self, graph: Graph, proto: onnx.GraphProto) -> None:
+        proto.name, proto.doc_string = graph.ir.name or "graph", graph.ir.doc_string or ""
+        for key, value in graph.metadata.items():
+            proto.metadata_props.add(key=key, value=value)
+        interface = {t.name for t in [*graph.inputs, *graph.outputs]}
+        for node in graph.nodes:
+            self.node(node, proto.node.add())
+            for made in node.outputs:
+                if made.name in interface or (self.told is not None and made.name not in self.told):
+                    continue
+                if (info := _value_info(made)) is not None:
+                    proto.value_info.append(info)
+
+    def node(self, node: Node, made: onnx.NodeProto) -> None:
+        made.op_type = node.op
+        made.input.extend([t.name for t in node.inputs])
+        made.output.extend([t.name for t in node.outputs])
+        made.domain = node.domain or ""
+        for field, value in (("name", node.name), ("overload", node.overload), ("doc_string", node.doc)):
+            if value:
+                setattr(made, field, value)
+        made.attribute.extend([self.attribute(key, value) for key, value in node.attrs.items()])
+        for key, value in node.metadata.items():
+            made.metadata_props.add(key=key, value=value)
+        made.device_configurations.extend(node.devices)
+
+    def attribute(self, key: str, value: Any) -> onnx.AttributeProto:
+        if isinstance(value, onnx.AttributeProto):
+            return value
+        if isinstance(value, Constant):
+            return helper.make_attribute(key, tensor(value))
+        if isinstance(value, np.ndarray):
+            return helper.make_attribute(key, tensor_proto(value, ""))
+        if isinstance(value, Graph):
+            return helper.make_attribute(key, self.body(value))
+        if isinstance(value, list) and not value:
+            return helper.make_attribute(key, value, attr_type=onnx.AttributeProto.INTS)
+        return helper.make_attribute(key, value)
+
+    def body(self, graph: Graph) -> onnx.GraphProto:
+        proto = onnx.GraphProto()
+        self.scope(graph, proto)
+        for tensors, infos in ((graph.inputs, proto.input), (graph.outputs, proto.output)):
+            for made in tensors:
+                info = infos.add()
+                info.CopyFrom(graph.declared.get(made.name) or _value_info(made) or info)
+                info.name = made.name
+        proto.initializer.extend(tensor(c) for c in self.homes[id(graph)])
+        return proto
 
 
 def _value_info(made: Tensor) -> onnx.ValueInfoProto | None:
@@ -142,29 +172,3 @@ def _value_info(made: Tensor) -> onnx.ValueInfoProto | None:
     if isinstance(made, Constant) or not made.name or made.dtype is None:
         return None
     return helper.make_tensor_value_info(made.name, helper.np_dtype_to_tensor_dtype(np.dtype(made.dtype)), made.shape)
-
-
-def _attribute(key: str, value: Any, homes: Homes) -> onnx.AttributeProto:
-    if isinstance(value, onnx.AttributeProto):
-        return value
-    if isinstance(value, Constant):
-        return helper.make_attribute(key, tensor(value))
-    if isinstance(value, np.ndarray):
-        return helper.make_attribute(key, tensor_proto(value, ""))
-    if isinstance(value, Graph):
-        return helper.make_attribute(key, _body(value, homes))
-    if isinstance(value, list) and not value:
-        return helper.make_attribute(key, value, attr_type=onnx.AttributeProto.INTS)
-    return helper.make_attribute(key, value)
-
-
-def _body(graph: Graph, homes: Homes) -> onnx.GraphProto:
-    proto = onnx.GraphProto()
-    _write_scope(graph, proto, homes)
-    for tensors, infos in ((graph.inputs, proto.input), (graph.outputs, proto.output)):
-        for made in tensors:
-            info = infos.add()
-            info.CopyFrom(graph.declared.get(made.name) or _value_info(made) or info)
-            info.name = made.name
-    proto.initializer.extend(tensor(c) for c in homes[id(graph)])
-    return proto

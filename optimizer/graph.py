@@ -78,6 +78,8 @@ class Graph:
         self.declared: dict[str, onnx.ValueInfoProto] = {}
         self.notes: dict[str, str] = {}  # why a node stayed in float, by its name; never written to the file
         self.reports: dict[str, Any] = {}  # what passes say of what they did, for the manifest; JSON values
+        self.edits = 0  # of this scope and those inside it, counted in the outermost
+        self.inferred = -1  # how many there had been when shapes were last inferred
         self.grown = 0  # bytes that constant folding has added to the file so far, over all its runs
         self._dead = 0
 
@@ -127,7 +129,8 @@ class Graph:
         while pending:
             scope = pending.pop()
             yield scope
-            pending.extend(reversed([body for node in scope.nodes for body in node.bodies()]))
+            held = [v for node in scope.nodes if node.attrs for v in node.attrs.values() if v.__class__ is Graph]
+            pending.extend(reversed(held))
 
     def walk(self) -> Iterator[Node]:
         """Every node, those of subgraphs included."""
@@ -172,6 +175,10 @@ class Graph:
 
     # ---------------------------------------------------------------- editing
 
+    def edited(self) -> None:
+        """Says that the model is not what it was. What edits otherwise than by the methods below must call it."""
+        self.root.edits += 1
+
     def fresh(self, hint: str) -> str:
         return self.names.fresh(hint)
 
@@ -203,6 +210,7 @@ class Graph:
         )
         node.scope = self
         node.order = len(self.ir.nodes) + 1.0 if before is None else math.nextafter(before.order, 0)
+        self.edited()
         self.ir.nodes.append(node)
         if domain and domain not in self.imports:
             self.imports[domain] = 1
@@ -210,6 +218,7 @@ class Graph:
 
     def set_input(self, node: Node, index: int, tensor: Tensor | None) -> None:
         """Points one input of a node at another tensor (None: omitted)."""
+        self.edited()
         while len(node.inputs) <= index:
             node.inputs.append(Variable.empty())
         node.inputs[index] = Variable.empty() if tensor is None else tensor
@@ -218,6 +227,7 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         """Detaches a node and its subgraphs; its output tensors lose their producer."""
+        self.edited()
         for inner in [n for body in node.bodies() for n in body.walk()]:
             inner.inputs.clear()
         node.inputs.clear()
@@ -232,6 +242,7 @@ class Graph:
         Where `old` is a graph output, `new` takes its name if it is free to (made by a node of this scope and
         no output itself); otherwise an Identity bridges the two, so the interface never changes.
         """
+        self.edited()
         readers = list(dict.fromkeys(old.outputs))
         for reader in readers:
             for index, tensor in enumerate(reader.inputs):
@@ -290,6 +301,7 @@ class Graph:
     def become(self, other: Graph) -> None:
         """Takes over the nodes of another model with the same interface, which is not to be used afterwards."""
         assert self.parent is None and other.parent is None
+        self.edited()
         self.ir, self.names, self.header, self._dead = other.ir, other.names, other.header, other._dead
         self.overridable, self.annotating, self.notes = other.overridable, other.annotating, other.notes
         self.reports = other.reports
@@ -301,6 +313,7 @@ class Graph:
     def drop_output(self, index: int) -> None:
         """Takes one output off this subgraph's list (never the model's); what made it may be swept then."""
         assert self.parent is not None
+        self.edited()
         tensor = self.ir.outputs.pop(index)
         if not any(t is tensor for t in self.ir.outputs):
             self.names.outputs.discard(tensor.name)

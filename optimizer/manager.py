@@ -58,6 +58,7 @@ class PassManager:
             if not step.skipped:
                 step.count = one.run(graph, replace(ctx, apply=apply))
                 if step.count and not step.children:
+                    graph.edited()
                     graph.sweep()
                     graph.tidy()
             step.seconds = time.perf_counter() - start

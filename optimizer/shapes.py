@@ -24,16 +24,19 @@ LONGEST = 1 << 20
 def infer(graph: Graph) -> None:
     """Sets `dtype` and `shape` of every tensor of the graph, in place; unknown dims are None.
 
-    Symbols invented by the inference are dropped: two of them may look equal without being so.
+    Symbols invented by the inference are dropped: two of them may look equal without being so. Where nothing was edited
+    since the last time nothing is done.
     """
-    model = skeleton(graph)
+    if graph.inferred == graph.edits:
+        return
+    custom = {name for n in graph.walk() if n.domain for name in (t.name for t in n.outputs)}
+    model = skeleton(graph, custom)
     known: set[str] = set()
     for each in (d for v in model.graph.input for d in v.type.tensor_type.shape.dim):
         if isinstance(named := dim(each), str):
             known.add(named)
         elif named is None:  # such as -1 or "?", which exporters write and inference would calculate with
             each.Clear()
-    custom = {name for n in graph.walk() if n.domain for name in (t.name for t in n.outputs)}
     _forget(model.graph, custom)
     for info in model.graph.input:
         if len(sizes := info.type.tensor_type.shape.dim) == 1 and sizes[0].dim_value > LONGEST:
@@ -47,6 +50,7 @@ def infer(graph: Graph) -> None:
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, Variable) and tensor.inputs:
             _describe(tensor, found.get(name), known)
+    graph.inferred = graph.edits
 
 
 def same_shape(a: Tensor, b: Tensor) -> bool:

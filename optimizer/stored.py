@@ -93,6 +93,8 @@ def nbytes(constant: Constant) -> int:
     stored = constant._values
     if isinstance(stored, Stored):
         return int(stored.nbytes)
+    if stored.dtype.isbuiltin == 1 and stored.dtype.kind not in "OSU":
+        return int(stored.nbytes)
     kind = tensor_type(constant)
     if kind == TensorProto.STRING:
         return sum(len(_bytes(v)) for v in stored.reshape(-1))

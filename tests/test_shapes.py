@@ -144,6 +144,53 @@ def test_dims_through_movement() -> None:
     assert dims(text, "y") == [M + M, N]
 
 
+def test_dims_of_what_is_made_indexed_and_cut_up() -> None:
+    head = "g (float[N,M] x, int64[K,2] at) => (float[A] y)"
+    text = (
+        head
+        + """<int64 zero = {0}, int64 one = {1}, int64[2] twice = {2, 1}, int64[4] pads = {1, 0, 2, 0},
+                      int64[1] three = {3}, int64[1] first = {0}, int64[2] sizes = {1, 2}, float[3] v = {1, 2, 3}> {
+        s = Shape(x)  m = Gather<axis=0>(s, one)
+        a = ConstantOfShape(s)  b = Range(zero, m, one)  c = Tile(x, twice)  d = Flatten<axis=0>(x)
+        e = GatherND(x, at)  f = Pad(x, pads)  t, i = TopK<axis=0>(x, three)  g = GatherElements(x, k)
+        p, q = Split<axis=0>(v, sizes)  k = Cast<to=7>(a)  y = Relu(e) }"""
+    )
+    n, m, k = N, M, symbol("K", natural=True)
+    expected = {"a": [n, m], "b": [m], "c": [n * TWO, m], "d": [1, n * m], "e": [k], "f": [n + number(3), m]}
+    expected |= {"t": [3, m], "i": [3, m], "g": [n, m], "q": [2]}
+    assert {name: dims(text, name) for name in expected} == expected
+
+
+def test_what_may_be_empty_the_other_way_round_is_not_said() -> None:
+    head = "g (float[N,M] x) => (int64[A] y) <int64 zero = {0}, int64 one = {1}, int64 two = {2}>"
+    body = "{ s = Shape(x) n = Gather<axis=0>(s, zero) m = Gather<axis=0>(s, one) y = Range(START, m, STEP) }"
+    for start, step in (("n", "one"), ("zero", "two"), ("one", "one")):
+        (found,) = dims(head + body.replace("START", start).replace("STEP", step))
+        assert found not in (M, M - N, M - ONE)
+
+
+SLICED = """g (float[N,M,4] x, float[P,4] table) => (float[N,M,4] y)
+    <int64 one = {1}, int64[1] zero = {0}, int64[1] axis = {0}> {
+    s = Shape(x)  m = Gather<axis=0>(s, one)  mm = Unsqueeze(m, zero)
+    p = Slice(t, zero, mm, axis)  y = Add(x, p) }"""
+
+
+def test_positions_are_cut_to_the_length_they_are_added_to() -> None:
+    """The first M of 512 positions, added to something of length M: that long, or the model fails."""
+    known = SLICED.replace("float[P,4] table", "float[512,4] t")
+    assert dims(known) == [N, M, 4]
+    assert smaller(M, number(512)) == dims(known, "p")[0]
+    unknown = SLICED.replace("float[P,4] table", "float[P,4] t")  # of no positions at all it would be none
+    assert dims(unknown)[1] != M
+
+
+def test_a_target_whose_zero_copies_a_zero() -> None:
+    """[N * M] to [N, M]: an N of 0 would copy N * M, which is 0 as well; M would have nothing to copy and fail."""
+    text = """g (float[N,M] x) => (float[A,B] y) <int64[1] all = {-1}> {
+        s = Shape(x)  a = Reshape(x, all)  y = Reshape(a, s) }"""
+    assert dims(text) == [N, M]
+
+
 def elements(text: str, name: str) -> list[Any]:
     graph, found = facts(text)
     made = found.values(graph.tensors()[name])

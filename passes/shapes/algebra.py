@@ -139,6 +139,20 @@ def smaller(a: Expr, b: Expr) -> Expr:
     return b if at_most(b, a) else opaque("min", frozenset([a, b]), natural=a.natural and b.natural)
 
 
+def is_cut(a: Expr, b: Expr) -> bool:
+    """True where a is the smaller of b and something that is at least 1: broadcast against b it gives b or fails."""
+    if len(a.terms) != 1:
+        return False
+    ((monomial, coefficient),) = a.terms
+    if coefficient != 1 or len(monomial) != 1:
+        return False
+    ((atom, power),) = monomial
+    if power != 1 or not isinstance(atom.key, tuple) or atom.key[0] != "min":
+        return False
+    pair = atom.key[1]
+    return b in pair and all(other.positive for other in pair if other != b)
+
+
 def larger(a: Expr, b: Expr) -> Expr:
     if at_most(b, a):
         return a

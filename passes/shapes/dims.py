@@ -1,7 +1,7 @@
 """Dims of operators' results as expressions, where onnx's own inference only says that they are unknown.
 
 Each rule gives the dims of an operator's first output, or None where it cannot tell; a single dim may be None too.
-Operators that slide a window or resample are in `spatial`.
+Operators that slide a window or resample are in `spatial`, those that make, repeat, index or cut up in `making`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from collections.abc import Callable
 
 from optimizer.graph import Node
 from optimizer.ops import attribute, axes
-from passes.shapes.algebra import Expr, number, product
+from passes.shapes.algebra import Expr, is_cut, number, product, smaller
 from passes.shapes.facts import Dims, Facts
+from passes.shapes.making import MAKING, SEVERAL
 from passes.shapes.spatial import SPATIAL
 
 FAR = 2**31 - 1  # an `end` of Slice beyond every dim
 ANY_RANK = 1 << 20  # to count axes before the rank they belong to is known
 
 
-def result_dims(node: Node, facts: Facts) -> Dims | None:
-    """Dims of the node's first output by its operator's rule; None where there is no rule or it cannot tell."""
+def result_dims(node: Node, facts: Facts) -> list[Dims | None]:
+    """Dims of the node's outputs by its operator's rule; None where there is no rule or it cannot tell."""
+    if not node.domain and node.op in SEVERAL:
+        return SEVERAL[node.op](node, facts)
     rule = None if node.domain else RULES.get(node.op)
-    return None if rule is None else rule(node, facts)
+    return [None if rule is None else rule(node, facts), *[None] * (len(node.outputs) - 1)]
 
 
 def _same(node: Node, facts: Facts) -> Dims | None:
@@ -44,6 +47,7 @@ def _merge(shapes: list[list[Expr]]) -> Dims:
     padded = [[number(1)] * (rank - len(s)) + s for s in shapes]
     for column in zip(*padded, strict=True):
         wide = [d for d in dict.fromkeys(column) if d != number(1)]
+        wide = [d for d in wide if not any(is_cut(d, other) for other in wide)]
         sure = [d for d in wide if (d.value or 0) > 1]  # the others must be equal to it, or 1
         out.append(number(1) if not wide else wide[0] if len(wide) == 1 else sure[0] if sure else None)
     return out
@@ -68,14 +72,22 @@ def _reshape(node: Node, facts: Facts) -> Dims | None:
         copied = dims[i] if dims is not None and i < len(dims) else None
         if entry.value == 0 and not keeps_zero:
             out.append(copied)
-        else:  # an entry that is a dim may be 0 at run time and then copies: the same only where it is that dim
-            sure = entry.positive or (entry.natural and (keeps_zero or entry == copied))
+        else:
+            sure = entry.positive or (entry.natural and (keeps_zero or _copies_zero(entry, dims, i)))
             out.append(entry if sure else None)
     free = [i for i, entry in enumerate(target) if entry.value == -1]
     rest = [d for i, d in enumerate(out) if i not in free]
     if len(free) == 1 and dims is not None and all(d is not None for d in rest):
         out[free[0]] = product(dims).over(product(d for d in rest if d is not None))
     return out
+
+
+def _copies_zero(entry: Expr, dims: list[Expr] | None, place: int) -> bool:
+    """True where an entry that is 0 at run time, and so copies, gives 0 all the same: the dim is a multiple of it.
+
+    Beyond the input's rank there is nothing to copy: the runtime fails, so the entry is not 0.
+    """
+    return dims is not None and (place >= len(dims) or dims[place].over(entry) is not None)
 
 
 def _expand(node: Node, facts: Facts) -> Dims | None:
@@ -131,7 +143,7 @@ def _gather(node: Node, facts: Facts) -> Dims | None:
 
 
 def _slice(node: Node, facts: Facts) -> Dims | None:
-    """Axes that are not cut keep their dim, and so do those that are taken whole, step 1."""
+    """Axes that are not cut keep their dim, so do those that are taken whole; of others the first `end` are left."""
     dims = facts.dims(node.inputs[0])
     starts, ends = facts.vector(node, 1), facts.vector(node, 2)
     if dims is None or starts is None or ends is None:
@@ -146,7 +158,8 @@ def _slice(node: Node, facts: Facts) -> Dims | None:
             return None
         dim = dims[axis.value]
         far = (end - dim).natural or (end.value is not None and end.value >= FAR)
-        out[axis.value] = dim if start.value == 0 and far and step.value == 1 else None
+        first = dim if far else smaller(end, dim) if end.natural else None
+        out[axis.value] = first if start.value == 0 and step.value == 1 else None
     return out
 
 
@@ -186,6 +199,7 @@ RULES: dict[str, Callable[[Node, Facts], Dims | None]] = {
     **dict.fromkeys(BROADCAST, _broadcast),
     **dict.fromkeys(REDUCE, _reduce),
     **SPATIAL,
+    **MAKING,
     "Concat": _concat,
     "Expand": _expand,
     "Gather": _gather,

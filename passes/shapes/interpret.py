@@ -67,8 +67,8 @@ class Interpreter:
 
     def _visit(self, node: Node) -> None:
         first = node.outputs[0] if node.outputs else None
-        for out in node.outputs:
-            self._dims[id(out)] = self._complete(out, result_dims(node, self) if out is first else None)
+        for out, ruled in zip(node.outputs, result_dims(node, self), strict=False):
+            self._dims[id(out)] = self._complete(out, ruled)
         rule = None if node.domain else RULES.get(node.op)
         if rule is None or first is None or not _counts(first):
             return
