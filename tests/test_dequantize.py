@@ -96,9 +96,9 @@ def test_own_int8_of_a_recurrent_network_comes_back(scheme: str) -> None:
         proto.graph.initializer.append(numpy_helper.from_array(array, name))
     graph, feeds = load(proto), [{"x": rng.standard_normal((t, 1, 24)).astype(np.float32)} for t in (3, 9)]
     reference = outputs(graph, feeds)
-    run(f"calibrate,quantize{{scheme={scheme}}}", graph, feeds)
+    run(f"calibrate,quantize{{scheme={scheme} bits=7}}", graph, feeds)
     before, after = comes_back(graph, feeds, reference)
-    assert after > max(before, 35)
+    assert after > max(before, 33)
 
 
 class Reader:
@@ -210,7 +210,7 @@ def net(op: str, inputs: list[Any], shape: tuple[int, ...], result: str = "u8", 
 
 
 def codes(*shape: int, seed: int = 1, dtype: Any = np.uint8) -> Array:
-    bounds = (0, 256) if dtype == np.uint8 else (-127, 128)
+    bounds = (0, 256) if dtype == np.uint8 else (-63, 64)  # as where no kernel saturates without VNNI
     return np.asarray(np.random.default_rng(seed).integers(*bounds, shape)).astype(dtype)
 
 
