@@ -50,15 +50,11 @@ if TYPE_CHECKING:
         outputs: list[Tensor]
         domain: str | None
 
-        def __init__(
-            self,
-            op: str,
-            name: str = "",
-            attrs: dict[str, Any] | None = None,
-            inputs: Iterable[Tensor] = (),
-            outputs: Iterable[Tensor] = (),
-            domain: str | None = None,
-        ): ...
+    class Linked(list[Tensor]):
+        """A node's inputs or outputs: `field_name` of each tensor in it holds the node, `parent_obj`."""
+
+        parent_obj: Any
+        field_name: str
 
     class PlainGraph:
         nodes: list[Any]
@@ -83,8 +79,19 @@ else:
     from onnx_graphsurgeon import Variable as Variable
     from onnx_graphsurgeon.ir.tensor import LazyValues as LazyValues
     from onnx_graphsurgeon.logger import G_LOGGER
+    from onnx_graphsurgeon.util.misc import SynchronizedList as Linked
 
     G_LOGGER.severity = G_LOGGER.CRITICAL  # graphsurgeon logs to stdout, which belongs to results
+
+
+def linked(node: Any, field: str, tensors: Iterable[Tensor]) -> Linked:
+    """A node's inputs (`field` outputs: where tensors list their readers) or outputs (inputs: their makers)."""
+    made = Linked.__new__(Linked)
+    made.parent_obj, made.field_name = node, field
+    list.extend(made, tensors)
+    for tensor in made:
+        list.append(getattr(tensor, field), node)
+    return made
 
 
 def peek(tensor: Constant) -> Array:

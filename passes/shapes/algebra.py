@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 TERMS = 24  # an expression of more terms becomes an atom: shape arithmetic never needs it
@@ -99,6 +100,7 @@ def _expr(total: Counter[Monomial], op: str, *args: Expr) -> Expr:
     return Expr(terms) if len(terms) <= TERMS else opaque(op, *args, natural=all(a.natural for a in args))
 
 
+@lru_cache(1 << 14)
 def number(value: int) -> Expr:
     return Expr(frozenset([(ONE, int(value))] if value else []))
 
