@@ -191,9 +191,7 @@ def test_what_was_measured_is_whole(mixed: Bench) -> None:
 
 
 def test_a_slower_backend_is_found_slower_and_the_front_leaves_it_out(tmp_path: Path) -> None:
-    found = bench(
-        MODEL, also={"slow": double("Slow")}, artifacts=tmp_path, **(QUICK | {"launches": 4, "seconds": 2.0})
-    )
+    found = bench(MODEL, also={"slow": double("Slow")}, artifacts=tmp_path, **(QUICK | {"launches": 4, "seconds": 2.0}))
     point = rows(found)["slow"]["points"][0]
     assert point["ratio"]["verdict"] == "slower"
     assert point["ratio"]["middle"] == pytest.approx(0.25, abs=0.15)
