@@ -58,6 +58,9 @@ class Compiler:
     def available(self) -> str | None:
         return self.missing
 
+    def recipe(self) -> dict[str, Any]:
+        return {}
+
     def lower(self, graph: Graph) -> None:
         graph.name_nodes()
 
