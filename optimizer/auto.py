@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import onnx
 
 from optimizer import artifact, registry, targets
 from optimizer.bench import results
-from optimizer.bench.run import ORIGINAL, bench
+from optimizer.bench.run import bench
 from optimizer.data import Given
 from optimizer.engine import EngineOptions
 from optimizer.errors import GateError, UserError
@@ -88,7 +87,7 @@ def choose(
         )
         if found.facts["interrupted"]:
             raise KeyboardInterrupt
-        best = pick(found.rows)
+        best = results.pick(found.rows)
         if best is None and strict:
             raise GateError("nothing is surely faster than the original; nothing was written because of --strict")
         shipped = best or next(row for row in found.rows if row["name"] == PLAIN)
@@ -100,29 +99,6 @@ def choose(
         manifest = json.loads((temporary / artifact.MANIFEST).read_text())
         artifact.write_manifest(temporary, manifest | {"auto": told(found.rows, shipped["name"])})
     return folder
-
-
-def pick(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The row to ship: surely faster than the original, agreeing with it; of those that no measured difference tells
-    apart from the fastest, the one closest to the original. None where there is none.
-    """
-    able = [row for row in rows if row["name"] != ORIGINAL and row["status"] == results.OK and row["points"]]
-    faster = [row for row in able if (found := row["points"][0]["ratio"]) and found["verdict"] == "faster"]
-    if not faster:
-        return None
-    best = max(faster, key=_speed)
-    close = [row for row in faster if row["points"][0]["ratio"]["high"] >= _speed(best)]
-    return max(close, key=lambda row: (_near(row), _speed(row)))
-
-
-def _speed(row: Mapping[str, Any]) -> float:
-    return float(row["points"][0]["ratio"]["middle"])
-
-
-def _near(row: Mapping[str, Any]) -> float:
-    """SQNR in dB, infinite where nothing differs."""
-    parity = row["parity"]
-    return math.inf if parity["exact"] else float(parity["sqnr_db"] or -math.inf)
 
 
 def told(rows: Sequence[Mapping[str, Any]], shipped: str) -> dict[str, Any]:

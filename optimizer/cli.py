@@ -445,6 +445,9 @@ def bench(
     json: Annotated[bool, Parameter(group=TALK, negative=())] = False,
     compare: Annotated[tuple[Path, Path] | None, Parameter(group=AGAIN, show_default=False, negative=())] = None,
     max_regression: Annotated[float, Parameter(group=AGAIN)] = 0.05,
+    show: Annotated[
+        list[Path] | None, Parameter(group=AGAIN, show_default=False, negative=(), consume_multiple=True)
+    ] = None,
     verbose: Annotated[int, Parameter(name=["--verbose", "-v"], count=True, group=TALK, show_default=False)] = 0,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), group=TALK)] = False,
 ) -> None:
@@ -506,6 +509,8 @@ def bench(
         OLD NEW: what --json printed at two times; says what became slower.
     max_regression: float
         How much slower is too slow, with --compare: a share of the old latency.
+    show: list[Path]
+        FILE ...: what --json printed, reported again; of several models a row each, and one page for all.
     verbose: int
         Say more; twice for everything. Errors come with their traceback.
     quiet: bool
@@ -515,6 +520,8 @@ def bench(
 
     if compare is not None:
         raise SystemExit(own.compare(*compare, max_regression, json, quiet))
+    if show:
+        raise SystemExit(own.show_again(show, html, markdown, quiet))
     if model is None:
         raise UserError("the model is missing: optimize bench MODEL --targets ort-fp32,ort-int8")
     options = own.Options(

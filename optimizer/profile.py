@@ -17,8 +17,8 @@ from optimizer.api import check_numbers
 from optimizer.backend import Kernel
 from optimizer.bench import results
 from optimizer.bench.build import Making, Request, build
+from optimizer.bench.results import ORIGINAL
 from optimizer.bench.rounds import Contender
-from optimizer.bench.run import ORIGINAL
 from optimizer.data import Given, open_data
 from optimizer.engine import Built
 from optimizer.errors import ModelError, UnavailableError

@@ -67,6 +67,29 @@ def bench(options: Options, html: Path | None, markdown: Path | None, as_json: b
     return 0 if found.ran else UnavailableError.exit_code
 
 
+def show_again(files: Sequence[Path], html: Path | None, markdown: Path | None, quiet: bool) -> int:
+    """Reports of results that --json printed, of one model or several. Raises UserError."""
+    from optimizer.bench import summary
+    from optimizer.bench.overview import overview
+    from optimizer.bench.page import page
+    from optimizer.bench.table import side_by_side, table
+    from optimizer.report import show
+
+    for file in (html, markdown):
+        _check_writable(file)
+    results = [_read(file, "--show") for file in files]
+    if html is not None:
+        html.write_text(page(*results), "utf-8")
+    if markdown is not None:
+        found = overview(results)
+        lines = [found.headline, "", *summary.grid(found.columns, found.rows)]
+        text = "\n".join(lines) + "\n" if len(results) > 1 else summary.markdown(results[0])
+        markdown.write_text(text, "utf-8")
+    if not quiet:
+        show(*(side_by_side(results) if len(results) > 1 else table(results[0])))
+    return 0
+
+
 def compare(old: Path, new: Path, most: float, as_json: bool, quiet: bool) -> int:
     """Says what became slower; exit code 4 where that is more than `most`. Raises UserError."""
     from optimizer.bench.compare import compare as against
@@ -75,7 +98,7 @@ def compare(old: Path, new: Path, most: float, as_json: bool, quiet: bool) -> in
 
     if not most >= 0:
         raise UserError(f"--max-regression {most:g}: give a share of 0 or more, such as 0.05")
-    found = against(_read(old), _read(new), most)
+    found = against(_read(old, "--compare"), _read(new, "--compare"), most)
     if as_json:
         sys.stdout.write(json.dumps(found, indent=1, allow_nan=False) + "\n")
     elif not quiet:
@@ -111,20 +134,20 @@ def _check_writable(file: Path | None) -> None:
         raise UserError(f"cannot write '{file}': it is a folder, or lies in one that does not exist")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, option: str) -> dict[str, Any]:
     """A result of `optimize bench --json`."""
     from optimizer.bench.results import FORMAT, SCHEMA
 
     try:
         found = json.loads(file.read_text("utf-8"))
     except OSError as error:
-        raise UserError(f"--compare: cannot read '{file}': {error.strerror}") from None
+        raise UserError(f"{option}: cannot read '{file}': {error.strerror}") from None
     except ValueError:
-        raise UserError(f"--compare: '{file}' is no JSON: give what 'optimize bench --json' printed") from None
+        raise UserError(f"{option}: '{file}' is no JSON: give what 'optimize bench --json' printed") from None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise UserError(f"--compare: '{file}' is no result of 'optimize bench --json'")
+        raise UserError(f"{option}: '{file}' is no result of 'optimize bench --json'")
     if found.get("format") != FORMAT:
         raise UserError(
-            f"--compare: '{file}' has format {found.get('format')}, this version reads {FORMAT}: bench again"
+            f"{option}: '{file}' has format {found.get('format')}, this version reads {FORMAT}: bench again"
         )
     return found

@@ -9,37 +9,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
+from itertools import zip_longest
 from typing import Any
 
 from optimizer.bench import charts
-from optimizer.bench.summary import Column, cells, headline, setting_name, settings, shown
+from optimizer.bench.overview import overview
+from optimizer.bench.summary import Cell, Column, cells, headline, setting_name, settings, shown
 
 Facts = Mapping[str, Any]
 
 
-def page(facts: Facts) -> str:
-    """The whole document."""
-    rows = facts["rows"]
-    scored = facts["gate"]["metric"] is not None
-    parts = [
-        f"<h1>{escape(facts['model']['file'])}</h1>",
-        f'<p class="lead">{escape(headline(facts))}</p>',
-        *_warnings(facts),
-    ]
-    for place, setting in enumerate(settings(facts)):
-        parts += [f"<h2>{escape(setting_name(setting))}</h2>", _table(facts, place)]
-        parts += _figures([
-            ("Times as fast as " + facts["settings"]["baseline"], charts.speeds(rows, place), SPEEDS),
-            ("Latency", charts.latencies(rows, place), LATENCIES),
-        ])  # fmt: skip
-    parts += ["<h2>What it costs</h2>"]
-    parts += _figures([
-        ("Latency and accuracy", charts.tradeoff(rows, scored), TRADEOFF),
-        ("Memory", charts.memory(rows), MEMORY),
-        ("Where the time goes", charts.operators(rows), OPERATORS),
-    ])  # fmt: skip
-    parts += [_problems(rows), _about(facts)]
-    title = f"{facts['model']['file']}: {len(rows)} backends compared"
+def page(*results: Facts) -> str:
+    """The whole document: one model's report, or an overview of several with the report of each folded below it."""
+    if len(results) == 1:
+        facts = results[0]
+        title = f"{facts['model']['file']}: {len(facts['rows'])} backends compared"
+        return _document(title, [f"<h1>{escape(facts['model']['file'])}</h1>", *_report(facts)])
+    found = overview(results)
+    parts = [f"<h1>{len(results)} models</h1>", f'<p class="lead">{escape(found.headline)}</p>']
+    parts.append(_grid(found.columns, [_cells(row, found.columns, "model") for row in found.rows]))
+    for facts in results:
+        parts += [f"<details><summary>{escape(facts['model']['file'])}</summary>", *_report(facts), "</details>"]
+    return _document(f"{len(results)} models compared", parts)
+
+
+def _document(title: str, parts: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -48,6 +42,25 @@ def page(facts: Facts) -> str:
         f"<body><main>{''.join(part for part in parts if part)}</main>"
         f'<div id="tip" role="status" hidden></div><script>{_file("page.js")}</script></body></html>\n'
     )
+
+
+def _report(facts: Facts) -> list[str]:
+    """One model, below its name."""
+    rows = facts["rows"]
+    parts = [f'<p class="lead">{escape(headline(facts))}</p>', *_warnings(facts)]
+    for place, setting in enumerate(settings(facts)):
+        parts += [f"<h2>{escape(setting_name(setting))}</h2>", _table(facts, place)]
+        parts += _figures([
+            ("Times as fast as " + facts["settings"]["baseline"], charts.speeds(rows, place), SPEEDS),
+            ("Latency", charts.latencies(rows, place), LATENCIES),
+        ])  # fmt: skip
+    parts += ["<h2>What it costs</h2>"]
+    parts += _figures([
+        ("Latency and accuracy", charts.tradeoff(rows, facts["gate"]["metric"] is not None), TRADEOFF),
+        ("Memory", charts.memory(rows), MEMORY),
+        ("Where the time goes", charts.operators(rows), OPERATORS),
+    ])  # fmt: skip
+    return [*parts, _problems(rows), _about(facts)]
 
 
 def _file(name: str) -> str:
@@ -90,8 +103,13 @@ def _warnings(facts: Facts) -> list[str]:
 
 def _table(facts: Facts, place: int) -> str:
     columns = shown(facts, place)
+    rows = [_cells(cells(row, place, facts), columns, "name", number) for number, row in enumerate(facts["rows"])]
+    return _grid(columns, rows, [row["status"] for row in facts["rows"]])
+
+
+def _grid(columns: Sequence[Column], rows: Sequence[str], kinds: Sequence[str] = ()) -> str:
     head = "".join(map(_head, columns))
-    body = "".join(_row(facts, number, row, place, columns) for number, row in enumerate(facts["rows"]))
+    body = "".join(f'<tr class="{kind}">{row}</tr>' for row, kind in zip_longest(rows, kinds, fillvalue=""))
     return (
         f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
@@ -105,18 +123,18 @@ def _head(column: Column) -> str:
     )
 
 
-def _row(facts: Facts, number: int, row: Mapping[str, Any], place: int, columns: Sequence[Column]) -> str:
-    made = cells(row, place, facts)
+def _cells(row: Mapping[str, Cell | None], columns: Sequence[Column], name: str, place: int | None = None) -> str:
+    """One row; the cell of column `name` heads it, with the colour of its place in the pictures."""
     texts = []
     for column in columns:
-        cell = made[column.key]
+        cell = row[column.key]
         value = "" if cell is None else f' data-value="{escape(str(cell.value))}"'
         text = "" if cell is None else escape(cell.text)
         kind = ("number " if column.number else "") + (cell.kind if cell else "")
-        swatch = f'<i class="{charts.colour(number)}"></i>' if column.key == "name" else ""
-        tag = 'th scope="row"' if column.key == "name" else "td"
+        swatch = f'<i class="{charts.colour(place)}"></i>' if column.key == name and place is not None else ""
+        tag = 'th scope="row"' if column.key == name else "td"
         texts.append(f'<{tag} class="{kind.strip()}"{value}>{swatch}{text}</{tag.split()[0]}>')
-    return f'<tr class="{row["status"]}">{"".join(texts)}</tr>'
+    return "".join(texts)
 
 
 def _problems(rows: Sequence[Mapping[str, Any]]) -> str:

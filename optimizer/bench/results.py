@@ -13,6 +13,7 @@ from optimizer.bench.rounds import Samples, Setting, Taken
 from optimizer.compare import Difference
 
 FORMAT = 1
+ORIGINAL = "original"
 SCHEMA = "onnx-optimize/bench"
 QUANTILES = tuple(q / 40 for q in range(41))  # of a distribution that is drawn
 
@@ -141,6 +142,29 @@ def quality(one: Mapping[str, Any], scored: bool) -> float | None:
     if found is None:
         return None
     return math.inf if found["exact"] else found["sqnr_db"]
+
+
+def pick(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The row to ship: surely faster than the original, agreeing with it; of those that no measured difference tells
+    apart from the fastest, the one closest to the original. None where there is none.
+    """
+    able = [row for row in rows if row["name"] != ORIGINAL and row["status"] == OK and row["points"]]
+    faster = [row for row in able if (found := row["points"][0]["ratio"]) and found["verdict"] == "faster"]
+    if not faster:
+        return None
+    best = max(faster, key=_speed)
+    close = [row for row in faster if row["points"][0]["ratio"]["high"] >= _speed(best)]
+    return max(close, key=lambda row: (_near(row), _speed(row)))
+
+
+def _speed(row: Mapping[str, Any]) -> float:
+    return float(row["points"][0]["ratio"]["middle"])
+
+
+def _near(row: Mapping[str, Any]) -> float:
+    """SQNR in dB, infinite where nothing differs."""
+    parity = row["parity"]
+    return math.inf if parity["exact"] else float(parity["sqnr_db"] or -math.inf)
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -38,7 +38,6 @@ from optimizer.ops import parameters
 from optimizer.roofline import by_operator
 
 log = logging.getLogger(__name__)
-ORIGINAL = "original"
 OPERATORS = 12  # that take most time, of each backend
 
 
@@ -55,7 +54,7 @@ class Bench:
     @property
     def ran(self) -> bool:
         """True where a backend beside the original was measured."""
-        return any(row["points"] for row in self.rows if row["name"] != ORIGINAL)
+        return any(row["points"] for row in self.rows if row["name"] != results.ORIGINAL)
 
 
 @dataclass
@@ -88,7 +87,7 @@ def bench(
     seconds: float = 20.0,
     launches: int = 5,
     limit: float = 120.0,
-    baseline: str = ORIGINAL,
+    baseline: str = results.ORIGINAL,
     artifacts: Path | str | None = None,
     profile: bool = True,
     seed: int = 0,
@@ -110,9 +109,9 @@ def bench(
     path = source if isinstance(source, Path) else None
     folder = Path(artifacts) if artifacts is not None else Path(f"{path.stem if path else 'model'}.bench")
     graph, evaluate = load(source), Evaluate(threads)
-    if baseline not in (ORIGINAL, *(one.name for one in wanted)):
+    if baseline not in (results.ORIGINAL, *(one.name for one in wanted)):
         raise UserError(
-            f"--baseline {baseline} is no row: there are {', '.join([ORIGINAL, *(o.name for o in wanted)])}"
+            f"--baseline {baseline} is no row: there are {', '.join([results.ORIGINAL, *(o.name for o in wanted)])}"
         )
     feeds = open_data(data, graph, evaluate, preprocess=preprocess, seed=seed, tell=progress)
     inputs = settings(few(feeds.check), interface(graph), batches, callers)
@@ -127,7 +126,7 @@ def bench(
         progress,
     )  # fmt: skip
     state, interrupted = _State(), False
-    state.rows[ORIGINAL], state.contenders[ORIGINAL] = _original(graph, file)
+    state.rows[results.ORIGINAL], state.contenders[results.ORIGINAL] = _original(graph, file)
     course = Course(threads, seconds, launches, limit)
     try:
         _build(state, wanted, making)
@@ -188,18 +187,18 @@ def _check(seconds: float, launches: int, limit: float, batches: Sequence[int], 
 
 def _saved(graph: Graph, folder: Path) -> Path:
     """A model that came without a file gets one."""
-    (folder / ORIGINAL).mkdir(exist_ok=True)
-    file = folder / ORIGINAL / artifact.MODEL
+    (folder / results.ORIGINAL).mkdir(exist_ok=True)
+    file = folder / results.ORIGINAL / artifact.MODEL
     save(graph, file)
     return file
 
 
 def _original(graph: Graph, file: Path) -> tuple[dict[str, Any], Contender]:
-    row = results.row(ORIGINAL, ORIGINAL)
-    row["scheme"] = ORIGINAL
+    row = results.row(results.ORIGINAL, results.ORIGINAL)
+    row["scheme"] = results.ORIGINAL
     row["runtime"] = dict(registry.load_backend("ort").recipe())
     row["bytes"] = file.stat().st_size
-    return row, Contender(ORIGINAL, "ort", Built(file))
+    return row, Contender(results.ORIGINAL, "ort", Built(file))
 
 
 def _build(state: _State, wanted: Sequence[Request], making: Making) -> None:
@@ -240,7 +239,7 @@ def _compare(
             results.end(row, taken.ended.how, str(taken.ended))
         elif name in found:
             row["parity"] = results.parity(found[name], lost[name])
-            if misses := gate.misses(found[name], scores, row["metric"], state.rows[ORIGINAL]["metric"]):
+            if misses := gate.misses(found[name], scores, row["metric"], state.rows[results.ORIGINAL]["metric"]):
                 results.end(row, results.DISAGREES, misses)
 
 

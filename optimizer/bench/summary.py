@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimizer.bench.charts import ratio_of
-from optimizer.bench.results import MEASURED, OK
+from optimizer.bench.results import MEASURED, OK, ORIGINAL
 
 Facts = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -124,7 +124,7 @@ def headline(facts: Facts) -> str:
     assert found is not None
     between = f"between {found['low']:.2f} and {found['high']:.2f}"
     text = f"{best['name']} is {found['middle']:.2f} times as fast as {base} ({between})"
-    original = next((row for row in facts["rows"] if row["name"] == "original"), None)
+    original = next((row for row in facts["rows"] if row["name"] == ORIGINAL), None)
     if best["metric"] is not None and original is not None and original["metric"] is not None:
         return f"{text}; the metric goes from {original['metric']:.4g} to {best['metric']:.4g}."
     sqnr = (best["parity"] or {}).get("sqnr_db")
@@ -143,19 +143,24 @@ def problems(rows: Sequence[Row]) -> list[str]:
     return found + [f"{row['name']}: {row['note']}" for row in rows if row["note"] and row["status"] in MEASURED]
 
 
+def grid(columns: Sequence[Column], made: Sequence[Mapping[str, Cell | None]]) -> list[str]:
+    """A table as lines of Markdown."""
+    lines = ["| " + " | ".join(column.title for column in columns) + " |"]
+    lines.append("|" + "".join("---:|" if column.number else "---|" for column in columns))
+    for row in made:
+        texts = [(row[column.key] or Cell("", "")).text.replace("|", "\\|") for column in columns]
+        lines.append("| " + " | ".join(texts) + " |")
+    return lines
+
+
 def markdown(facts: Facts) -> str:
     """For a pull request: the headline, a table a setting, what went wrong, the machine, the command."""
     lines = [f"### {facts['model']['file']}", "", headline(facts)]
     if facts["data"]["synthetic"]:
         lines += ["", f"**Inputs were RANDOM ({facts['data']['source']}).**"]
     for place, setting in enumerate(settings(facts)):
-        columns = shown(facts, place)
-        lines += ["", f"{setting_name(setting)}:", "", "| " + " | ".join(c.title for c in columns) + " |"]
-        lines.append("|" + "".join("---:|" if c.number else "---|" for c in columns))
-        for row in facts["rows"]:
-            made = cells(row, place, facts)
-            texts = [(made[c.key] or Cell("", "")).text.replace("|", "\\|") for c in columns]
-            lines.append("| " + " | ".join(texts) + " |")
+        made = [cells(row, place, facts) for row in facts["rows"]]
+        lines += ["", f"{setting_name(setting)}:", "", *grid(shown(facts, place), made)]
     if told := problems(facts["rows"]):
         lines += ["", *(f"- {line}" for line in told)]
     machine = facts["machine"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from optimizer.bench.summary import cells, headline, problems, setting_name, settings, shown
+from optimizer.bench.overview import overview
+from optimizer.bench.summary import Cell, Column, cells, headline, problems, setting_name, settings, shown
 from optimizer.report import listing
 
 STYLES = {"good": "green", "bad": "red", "status bad": "red"}
@@ -24,17 +25,26 @@ def table(facts: Mapping[str, Any]) -> list[RenderableType]:
     return [*parts, *(Text(line) for line in problems(facts["rows"]))]
 
 
+def side_by_side(results: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """Several models: what they come to, a row each."""
+    found = overview(results)
+    return [Text(found.headline, "bold"), _grid(found.columns, found.rows)]
+
+
 def _setting(facts: Mapping[str, Any], place: int) -> Table:
-    columns = shown(facts, place)
+    return _grid(shown(facts, place), [cells(row, place, facts) for row in facts["rows"]])
+
+
+def _grid(columns: Sequence[Column], rows: Sequence[Mapping[str, Cell | None]]) -> Table:
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         made.add_column(column.title, justify="right" if column.number else "left", no_wrap=True)
-    for row in facts["rows"]:
-        made.add_row(*(_cell(cells(row, place, facts)[column.key]) for column in columns))
+    for row in rows:
+        made.add_row(*(_cell(row[column.key]) for column in columns))
     return made
 
 
-def _cell(cell: Any) -> Text:
+def _cell(cell: Cell | None) -> Text:
     return Text("") if cell is None else Text(cell.text, STYLES.get(cell.kind, ""))
 
 
