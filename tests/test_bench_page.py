@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from optimizer.bench import results
 from optimizer.bench.page import page
-from optimizer.bench.rounds import Samples, Setting, Taken
-from optimizer.compare import Difference
+from tests.benches import facts
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -22,41 +20,6 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
 )  # fmt: skip
-
-
-def samples(seconds: float) -> Samples:
-    """Three launches of six rounds around a time, all different."""
-    runs = [[[seconds * (1 + 0.01 * (i + j + k)) for k in range(3)] for j in range(6)] for i in range(3)]
-    return Samples(runs, [[sum(one) for one in launch] for launch in runs])
-
-
-def facts() -> dict[str, Any]:
-    """A result with rows of every kind."""
-    base = Taken({Setting(): samples(0.010)}, [0.1], [0.02], 200_000_000, 60_000_000)
-    made = []
-    for place, (name, seconds) in enumerate([("original", 0.010), ("ort-int8", 0.004), ("openvino-fp32", 0.0101)]):
-        row = results.row(name, name)
-        taken = Taken({Setting(): samples(seconds)}, [0.1], [0.02], 200_000_000 + place, 60_000_000)
-        results.measured(row, taken, None if name == "original" else base)
-        difference = Difference(0.01 * place, 1.0, 1e-3 * place, 1.0, 10, 10 - place, dtype="float32")
-        row["parity"] = results.parity({"y": difference}, 0)
-        row["bytes"], row["metric"], row["runtime"] = 10_000_000 // (1 + place), 0.9 - 0.01 * place, {"library": "x"}
-        row["operators"] = [{"op": "Conv", "count": 3, "ms": seconds * 900, "share": 0.9, "macs": 1, "bytes": 1}]
-        made.append(row)
-    for name, status, reason in (("trt-int8", results.UNAVAILABLE, "no GPU"), ("other", results.CRASHED, "SIGSEGV")):
-        made.append(results.row(name, name))
-        results.end(made[-1], status, reason)
-    results.mark_front(made, True)
-    return {
-        "rows": made, "interrupted": False, "command": "optimize bench net.onnx", "time": "2026-01-01T00:00:00+00:00",
-        "model": {"file": "net.onnx", "sha256": "0" * 64, "nodes": 10, "parameters": 1000}, "versions": {"onnx": "1"},
-        "data": {"source": "calib/*.npz", "synthetic": False, "feeds": 4}, "gate": {"metric": {"name": "top1"}},
-        "settings": {"baseline": "original", "threads": 2, "launches": 3, "seconds": 1.0},
-        "machine": {
-            "cpu": "cpu", "arch": "x86_64", "cores": 2, "flags": ["avx2"], "gpus": [], "memory_bytes": 1 << 34,
-            "system": "Linux", "virtual": True,
-        },
-    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +103,23 @@ def test_it_fits_a_phone_and_the_dark(opened: Any, width: int, scheme: str) -> N
     back = opened.find_element("tag name", "body").value_of_css_property("background-color")
     assert (sum(map(int, back[back.index("(") + 1 : -1].split(",")[:3])) < 384) == (scheme == "dark")
     assert Path(opened.current_url).name == "report.html"
+
+
+def test_several_models_are_folded_below_their_overview(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "models.html"
+    file.write_text(page(facts("first.onnx"), facts("second.onnx")), "utf-8")
+    browser.get(file.as_uri())
+    rows = browser.find_elements("css selector", "main > .wide tbody th")
+    assert [row.text for row in rows] == ["first", "second", "geometric mean"]
+    folds = browser.find_elements("css selector", "details")
+    assert [fold.find_element("tag name", "summary").text for fold in folds] == ["first.onnx", "second.onnx"]
+    picture = folds[1].find_element("css selector", "figure svg")
+    assert not picture.is_displayed()
+    folds[1].find_element("tag name", "summary").click()
+    assert picture.is_displayed() and picture.size["width"] > 200
+    head = browser.find_element("css selector", "main > .wide thead button")
+    head.click()
+    head.click()
+    rows = browser.find_elements("css selector", "main > .wide tbody th")
+    assert [row.text for row in rows] == ["second", "geometric mean", "first"]
+    assert browser.get_log("browser") == []
