@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--feeds", type=int, default=32, help="calibration feeds")
     parser.add_argument("--limit", type=int, default=200, help="evaluation samples at most")
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--launches", type=int, default=5)
     parser.add_argument("--artifacts", type=Path, help="a folder that keeps what was built (default: none)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "backends")
     options = parser.parse_args(argv)
@@ -64,6 +65,7 @@ def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
             metric=task(name, min(options.limit, SCORED.get(name, options.limit))),
             threads=THREADS,
             seconds=options.seconds,
+            launches=options.launches,
             artifacts=(options.artifacts or Path(work)) / name,
         )
     facts = json.loads(json.dumps(bench.facts).replace(f"{work}/", ""))
