@@ -33,8 +33,10 @@ class _Scope:
         found = self.local.get(name)
         return found if found is not None or self.outer is None else self.outer.get(name)
 
-    def define(self, name: str, tensor: Tensor, what: str) -> None:
+    def define(self, name: str, tensor: Tensor, maker: str | None = None) -> None:
+        """Enters a tensor: what the node `maker` makes, or an input or an initializer."""
         if name in self.local:
+            what = "an input or an initializer" if maker is None else f"node '{maker}'"
             raise ModelError(f"tensor '{name}' is made twice (again by {what}): not a valid graph; export it again")
         self.local[name] = tensor
 
@@ -66,19 +68,19 @@ class _Reader:
             raise ModelError(f"the subgraph '{proto.name}' carries quantization annotations, which cannot be kept")
         for tensor in [*proto.initializer, *proto.sparse_initializer]:
             constant = self.constant(tensor)
-            scope.define(constant.name, constant, "an initializer")
+            scope.define(constant.name, constant)
             constant.name = self.names.fresh(constant.name)
         for info in proto.input:
             if info.name not in scope.local or parent is not None:
                 variable = Variable(self.names.fresh(info.name))
                 describe(variable, info)
-                scope.define(info.name, variable, "an input")
+                scope.define(info.name, variable)
                 ir.inputs.append(variable)
                 if parent is not None:
                     graph.declared[variable.name] = info
         for node in proto.node:
             for name in filter(None, node.output):
-                scope.define(name, Variable(self.names.fresh(name)), f"node '{node.name}'")
+                scope.define(name, Variable(self.names.fresh(name)), node.name)
         for info in [*proto.value_info, *proto.output]:
             made = scope.local.get(info.name)
             if isinstance(made, Variable) and made.dtype is None:

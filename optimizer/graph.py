@@ -67,7 +67,7 @@ class Node(PlainNode):
 
     def bodies(self) -> Iterator[Graph]:
         """The subgraphs held by this node, in attribute order."""
-        return (value for value in self.attrs.values() if isinstance(value, Graph))
+        return iter([v for v in self.attrs.values() if v.__class__ is Graph] if self.attrs else ())
 
 
 @dataclass

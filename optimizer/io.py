@@ -15,6 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
 from onnx import TensorProto
 
+from optimizer.collector import paused
 from optimizer.decode import read_model
 from optimizer.encode import SMALL, frame, skeleton, to_model, to_node
 from optimizer.errors import ModelError, UserError
@@ -39,7 +40,8 @@ def load(source: Path | str | onnx.ModelProto) -> Graph:
     else:
         folder, model = Path(source).parent, _parse(Path(source))
     _check(model, "the model" if isinstance(source, onnx.ModelProto) else f"'{source}'")
-    return read_model(inline(model) if model.functions else model, folder)
+    with paused():
+        return read_model(inline(model) if model.functions else model, folder)
 
 
 def _parse(path: Path) -> onnx.ModelProto:

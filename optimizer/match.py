@@ -17,9 +17,10 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
+from itertools import takewhile
 
-from optimizer.graph import Graph, Node, Tensor
+from optimizer.graph import Constant, Graph, Node, Tensor
 from optimizer.ops import COMMUTATIVE, is_pure, scalar
 
 HALF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # relative error of rounding to 16 bits
@@ -42,6 +43,12 @@ class Op:
     ops: tuple[str, ...]
     args: tuple[Pattern, ...]
     label: str = ""
+
+    @cached_property
+    def demands(self) -> tuple[tuple[int, Op | Number], ...]:
+        """The arguments that not every tensor fits, with their places among the inputs; none behind a `*xs`."""
+        placed = list(enumerate(takewhile(lambda a: not (isinstance(a, Name) and a.rest), self.args)))
+        return tuple((place, arg) for place, arg in placed if not isinstance(arg, Name))
 
 
 Pattern = Name | Number | Op
@@ -71,17 +78,34 @@ class Match:
         """The first matched node, from the root upwards, of one of the operators in `op` ('A|B')."""
         return next(n for n in self.nodes if n.op in op.split("|"))
 
-    def fork(self) -> Match:
-        return Match(self.graph, dict(self.tensors), dict(self.lists), list(self.nodes))
-
 
 def match(pattern: str | Op, root: Node, graph: Graph) -> Match | None:
     """The first way in which `pattern` fits at `root`, or None."""
     parsed = parse(pattern) if isinstance(pattern, str) else pattern
-    for found in _node(parsed, root, Match(graph)):
-        if _closed(found):
-            return found
-    return None
+    if not may_fit(parsed, root):
+        return None
+    found = Match(graph)
+    return next((found for _ in _node(parsed, root, found) if _closed(found)), None)
+
+
+def may_fit(pattern: Op, node: Node) -> bool:
+    """False where the operators around the node alone say that the pattern does not fit there.
+
+    It answers for nearly all nodes, in a tenth of the time of a search.
+    """
+    if node.op not in pattern.ops:
+        return False
+    either = node.op in COMMUTATIVE
+    return all(
+        any(_may_fit(arg, tensor) for tensor in (node.inputs if either else node.inputs[place : place + 1]))
+        for place, arg in pattern.demands
+    )
+
+
+def _may_fit(pattern: Op | Number, tensor: Tensor) -> bool:
+    if isinstance(pattern, Number):
+        return isinstance(tensor, Constant)
+    return bool(tensor.inputs) and may_fit(pattern, tensor.inputs[0])
 
 
 def _closed(found: Match) -> bool:
@@ -99,57 +123,65 @@ def _closed(found: Match) -> bool:
     return True
 
 
-def _node(pattern: Op, node: Node, found: Match) -> Iterator[Match]:
+# Each of these yields once for every way in which a pattern fits, with `found` filled in, and takes back what it
+# filled in before it looks for the next way. So the search copies nothing.
+
+
+def _node(pattern: Op, node: Node, found: Match) -> Iterator[None]:
     if node.op not in pattern.ops or any(node is n for n in found.nodes):
         return
+    found.nodes.append(node)
     inputs = list(node.inputs)
-    start = found.fork()
-    start.nodes.append(node)
-    if pattern.label and not _bind(pattern.label, node.outputs[0], start):
-        return
-    yield from _inputs(pattern.args, inputs, start)
-    if node.op in COMMUTATIVE and len(inputs) == 2 and inputs[0] is not inputs[1]:
-        yield from _inputs(pattern.args, inputs[::-1], start)
+    for _ in _bind(pattern.label, node.outputs[0], found):
+        yield from _inputs(pattern.args, inputs, found)
+        if node.op in COMMUTATIVE and len(inputs) == 2 and inputs[0] is not inputs[1]:
+            yield from _inputs(pattern.args, inputs[::-1], found)
+    found.nodes.pop()
 
 
-def _inputs(args: tuple[Pattern, ...], inputs: list[Tensor], found: Match) -> Iterator[Match]:
+def _inputs(args: tuple[Pattern, ...], inputs: list[Tensor], found: Match) -> Iterator[None]:
     if not args:
         if not any(t.name for t in inputs):
-            yield found
+            yield
         return
     first, rest = args[0], args[1:]
     if isinstance(first, Name) and first.rest:
         for taken in range(len(inputs) + 1) if rest else [len(inputs)]:
-            start = found.fork()
-            start.lists[first.name] = inputs[:taken]
-            yield from _inputs(rest, inputs[taken:], start)
+            found.lists[first.name] = inputs[:taken]
+            yield from _inputs(rest, inputs[taken:], found)
+        del found.lists[first.name]
         return
     if not inputs or not inputs[0].name:
         if isinstance(first, Name) and first.optional:
             yield from _inputs(rest, inputs[1:], found)
         return
-    for one in _tensor(first, inputs[0], found):
-        yield from _inputs(rest, inputs[1:], one)
+    for _ in _tensor(first, inputs[0], found):
+        yield from _inputs(rest, inputs[1:], found)
 
 
-def _tensor(pattern: Pattern, tensor: Tensor, found: Match) -> Iterator[Match]:
+def _tensor(pattern: Pattern, tensor: Tensor, found: Match) -> Iterator[None]:
     if isinstance(pattern, Name):
-        fork = found.fork()
-        if _bind(pattern.name, tensor, fork):
-            yield fork
+        yield from _bind(pattern.name, tensor, found)
     elif isinstance(pattern, Number):
         value = scalar(found.graph, tensor)
         if value is not None and math.isclose(value, pattern.value, rel_tol=HALF.get(str(tensor.dtype), 1e-6)):
-            yield found
+            yield
     elif pattern.label in found.tensors:
         if found.tensors[pattern.label] is tensor:
-            yield found
+            yield
     elif tensor.inputs and tensor.inputs[0].outputs[0] is tensor:
         yield from _node(pattern, tensor.inputs[0], found)
 
 
-def _bind(name: str, tensor: Tensor, found: Match) -> bool:
-    return found.tensors.setdefault(name, tensor) is tensor
+def _bind(name: str, tensor: Tensor, found: Match) -> Iterator[None]:
+    """A name stands for one tensor; '' for any."""
+    bound = found.tensors.get(name)
+    if bound is tensor or not name:
+        yield
+    elif bound is None:
+        found.tensors[name] = tensor
+        yield
+        del found.tensors[name]
 
 
 _TOKEN = re.compile(r"\s*(\*?[A-Za-z_][\w|]*\??|-?\d[\d.e+-]*|[(),=])")

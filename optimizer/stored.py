@@ -6,7 +6,9 @@ cached, so the memory a model takes does not grow with its weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from optimizer.graph import Array, Constant
 from optimizer.ir import LazyValues
 
 CHUNK = 1 << 24  # bytes read at a time
+KINDS = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 PACKED = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}  # bits
 
 
@@ -123,8 +126,13 @@ def tensor_type(constant: Constant) -> int:
 def _size(kind: int, shape: Any, strings: Any) -> int:
     if kind == TensorProto.STRING:
         return sum(map(len, strings))
-    bits = PACKED.get(TensorProto.DataType.Name(kind), 8 * np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize)
-    return (int(np.prod(shape, dtype=np.int64)) * bits + 7) // 8
+    return (math.prod(shape) * _bits(kind) + 7) // 8
+
+
+@cache
+def _bits(kind: int) -> int:
+    """Bits of one element in the file."""
+    return PACKED.get(TensorProto.DataType.Name(kind), 8 * np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize)
 
 
 def _bytes(value: Any) -> bytes:
@@ -132,7 +140,7 @@ def _bytes(value: Any) -> bytes:
 
 
 def _check_type(proto: TensorProto) -> None:
-    if proto.data_type == TensorProto.UNDEFINED or proto.data_type not in TensorProto.DataType.values():
+    if proto.data_type not in KINDS:
         raise ModelError(
             f"tensor '{proto.name}' has element type {proto.data_type}, which this onnx does not know: upgrade onnx"
         )
@@ -141,14 +149,13 @@ def _check_type(proto: TensorProto) -> None:
 
 
 def _check_values(proto: TensorProto, size: int) -> None:
-    kind = TensorProto.DataType.Name(proto.data_type)
     if proto.HasField("raw_data"):
         complete = len(proto.raw_data) == size
-    elif kind in PACKED or kind.startswith("COMPLEX"):
+    elif (kind := TensorProto.DataType.Name(proto.data_type)) in PACKED or kind.startswith("COMPLEX"):
         return
     else:
         values = getattr(proto, helper.tensor_dtype_to_field(proto.data_type))
-        complete = len(values) == int(np.prod(proto.dims, dtype=np.int64))
+        complete = len(values) == math.prod(proto.dims)
     if not complete:
         raise ModelError(
             f"tensor '{proto.name}' does not hold the {list(proto.dims)} values it promises: export the model again"
