@@ -101,7 +101,7 @@ class Graph:
         self.declared: dict[str, onnx.ValueInfoProto] = {}
         self.notes: dict[str, str] = {}  # why a node stayed in float, by its name; never written to the file
         self.reports: dict[str, Any] = {}  # what passes say of what they did, for the manifest; JSON values
-        self.edits = 0  # of this scope and those inside it, counted in the outermost
+        self.edits = 0  # that may have changed types or shapes, here or in a subgraph; counted in the outermost
         self.inferred = -1  # how many there had been when shapes were last inferred
         self.grown = 0  # bytes that constant folding has added to the file so far, over all its runs
         self._dead = 0
@@ -199,7 +199,11 @@ class Graph:
     # ---------------------------------------------------------------- editing
 
     def edited(self) -> None:
-        """Says that the model is not what it was. What edits otherwise than by the methods below must call it."""
+        """Says that types and shapes may not be what they were.
+
+        What edits otherwise than by the methods below must call it. They call it themselves, except where a tensor that
+        no shape is calculated from (as one of integers may be) comes in the place of one of the same type and shape.
+        """
         self.root.edits += 1
 
     def fresh(self, hint: str) -> str:
@@ -221,8 +225,12 @@ class Graph:
         domain: str = "",
         name: str = "",
         before: Node | None = None,
+        described: bool = False,
     ) -> Node:
-        """Appends a node; None stands for an omitted optional input. `before` keeps the printed order close."""
+        """Appends a node; None stands for an omitted optional input. `before` keeps the printed order close.
+
+        `described`: dtypes and shapes of the outputs are what inference says.
+        """
         node = Node(
             op,
             self.fresh(name or op),
@@ -233,7 +241,8 @@ class Graph:
         )
         node.scope = self
         node.order = len(self.ir.nodes) + 1.0 if before is None else math.nextafter(before.order, 0)
-        self.edited()
+        if not described:
+            self.edited()
         self.ir.nodes.append(node)
         if domain and domain not in self.imports:
             self.imports[domain] = 1
@@ -241,7 +250,8 @@ class Graph:
 
     def set_input(self, node: Node, index: int, tensor: Tensor | None) -> None:
         """Points one input of a node at another tensor (None: omitted)."""
-        self.edited()
+        if tensor is None or len(node.inputs) <= index or not _interchangeable(node.inputs[index], tensor):
+            self.edited()
         while len(node.inputs) <= index:
             node.inputs.append(Variable.empty())
         node.inputs[index] = Variable.empty() if tensor is None else tensor
@@ -250,7 +260,6 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         """Detaches a node and its subgraphs; its output tensors lose their producer."""
-        self.edited()
         for inner in [n for body in node.bodies() for n in body.walk()]:
             inner.inputs.clear()
         node.inputs.clear()
@@ -265,7 +274,8 @@ class Graph:
         Where `old` is a graph output, `new` takes its name if it is free to (made by a node of this scope and
         no output itself); otherwise an Identity bridges the two, so the interface never changes.
         """
-        self.edited()
+        if not _interchangeable(old, new):
+            self.edited()
         readers = list(dict.fromkeys(old.outputs))
         for reader in readers:
             for index, tensor in enumerate(reader.inputs):
@@ -292,7 +302,7 @@ class Graph:
             at = [t is old for t in producer.outputs].index(True)
             producer.outputs[at] = scope.variable(old.name + "_old", old.dtype, old.shape)
         if not self._free(scope, new):
-            scope.add("Identity", [new], [old])
+            scope.add("Identity", [new], [old], described=_interchangeable(old, new))
             return
         old.name, new.name = new.name, old.name
         if new.dtype is None:
@@ -308,6 +318,7 @@ class Graph:
     def inline(self, node: Node, body: Graph) -> None:
         """Puts a subgraph without inputs in the place of the node that holds it; its results stand for the node's."""
         assert node.scope is self and not body.inputs
+        self.edited()
         outputs, results, moved = list(node.outputs), list(body.outputs), list(body.nodes)
         node.attrs = {key: value for key, value in node.attrs.items() if value is not body}
         for inner in moved:
@@ -382,6 +393,23 @@ class Graph:
         for own, copied in ((self.overridable, twin.overridable), (self.annotating, twin.annotating)):
             copied.update({name: used[name] if name in used else c.copy() for name, c in own.items()})
         return twin
+
+
+def _interchangeable(old: Tensor, new: Tensor) -> bool:
+    """True where inference finds the same, whichever of the two is read: by what is known of them by now.
+
+    It looks into a constant that may be the scales of a Resize or an end of a Range.
+    """
+    if isinstance(new, Constant) and len(new.shape) < 2:
+        return False
+    return (
+        old.dtype is not None
+        and old.dtype == new.dtype
+        and np.dtype(old.dtype).kind not in "iub"
+        and old.shape is not None
+        and new.shape is not None
+        and list(old.shape) == list(new.shape)
+    )
 
 
 def _copy(scope: Graph, names: Names, known: dict[int, Tensor], parent: Graph | None) -> Graph:

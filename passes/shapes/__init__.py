@@ -42,6 +42,7 @@ class Shapes(Pass):
     """Computes shapes ahead of time, as numbers or as symbols of the model's inputs."""
 
     name: ClassVar[str] = "shapes"
+    tracked: ClassVar[bool] = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         shapes.infer(graph)
