@@ -116,8 +116,10 @@ class _Reader:
         domain = None if proto.domain in ("", "ai.onnx") else proto.domain
         node = Node(proto.op_type, self.names.fresh(proto.name or proto.op_type), attrs, inputs, outputs, domain)
         node.overload, node.doc = proto.overload, proto.doc_string
-        node.metadata = {p.key: p.value for p in proto.metadata_props}
-        node.devices = list(proto.device_configurations)
+        if proto.metadata_props:
+            node.metadata = {p.key: p.value for p in proto.metadata_props}
+        if proto.device_configurations:
+            node.devices = list(proto.device_configurations)
         return node
 
     def attribute(self, attr: onnx.AttributeProto, scope: _Scope, graph: Graph) -> Any:

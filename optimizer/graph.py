@@ -11,7 +11,6 @@ tensors appear among those tensors' readers.
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -164,17 +163,21 @@ class Graph:
         """Every named tensor reachable in this graph and its subgraphs, by name."""
         found: dict[str, Tensor] = {}
         for scope in self.scopes():
-            lists: Iterable[Sequence[Tensor]] = itertools.chain(
-                [scope.inputs, scope.outputs], *([n.inputs, n.outputs] for n in scope.nodes)
-            )
-            for tensor in itertools.chain.from_iterable(lists):
-                if tensor.name:
-                    found.setdefault(tensor.name, tensor)
+            for tensors in (scope.inputs, scope.outputs, *(each for n in scope.nodes for each in (n.inputs, n.outputs))):
+                for tensor in tensors:
+                    if tensor.name and tensor.name not in found:
+                        found[tensor.name] = tensor
         return found
 
     def constants(self) -> dict[str, Constant]:
         """Initializers in use by name, those of subgraphs and the overridable ones included."""
-        return {name: t for name, t in self.tensors().items() if isinstance(t, Constant)}
+        found: dict[str, Constant] = {}
+        for scope in self.scopes():
+            for tensors in (scope.outputs, *(n.inputs for n in scope.nodes)):
+                for tensor in tensors:
+                    if isinstance(tensor, Constant) and tensor.name not in found:
+                        found[tensor.name] = tensor
+        return found
 
     def is_output(self, tensor: Tensor) -> bool:
         """True where the tensor is an output of this graph or of any scope of the same model."""

@@ -85,7 +85,10 @@ def match(pattern: str | Op, root: Node, graph: Graph) -> Match | None:
     if not may_fit(parsed, root):
         return None
     found = Match(graph)
-    return next((found for _ in _node(parsed, root, found) if _closed(found)), None)
+    for _ in _node(parsed, root, found):
+        if _closed(found):
+            return found
+    return None
 
 
 def may_fit(pattern: Op, node: Node) -> bool:
@@ -95,11 +98,13 @@ def may_fit(pattern: Op, node: Node) -> bool:
     """
     if node.op not in pattern.ops:
         return False
-    either = node.op in COMMUTATIVE
-    return all(
-        any(_may_fit(arg, tensor) for tensor in (node.inputs if either else node.inputs[place : place + 1]))
-        for place, arg in pattern.demands
-    )
+    for place, arg in pattern.demands:
+        for tensor in node.inputs if node.op in COMMUTATIVE else node.inputs[place : place + 1]:
+            if _may_fit(arg, tensor):
+                break
+        else:
+            return False
+    return True
 
 
 def _may_fit(pattern: Op | Number, tensor: Tensor) -> bool:
@@ -130,39 +135,54 @@ def _closed(found: Match) -> bool:
 def _node(pattern: Op, node: Node, found: Match) -> Iterator[None]:
     if node.op not in pattern.ops or any(node is n for n in found.nodes):
         return
-    found.nodes.append(node)
     inputs = list(node.inputs)
-    for _ in _bind(pattern.label, node.outputs[0], found):
-        yield from _inputs(pattern.args, inputs, found)
-        if node.op in COMMUTATIVE and len(inputs) == 2 and inputs[0] is not inputs[1]:
-            yield from _inputs(pattern.args, inputs[::-1], found)
+    found.nodes.append(node)
+    bound = found.tensors.setdefault(pattern.label, node.outputs[0]) if pattern.label else None
+    yield from _inputs(pattern.args, inputs, found)
+    if node.op in COMMUTATIVE and len(inputs) == 2 and inputs[0] is not inputs[1]:
+        yield from _inputs(pattern.args, inputs[::-1], found)
+    if bound is not None:
+        del found.tensors[pattern.label]
     found.nodes.pop()
 
 
 def _inputs(args: tuple[Pattern, ...], inputs: list[Tensor], found: Match) -> Iterator[None]:
-    if not args:
-        if not any(t.name for t in inputs):
+    named: list[str] = []  # which are bound here: most arguments are plain names, and take no search
+    place = 0
+    for place, arg in enumerate(args):
+        if not isinstance(arg, Name) or arg.rest:
+            yield from _search(args[place:], inputs[place:], found)
+            break
+        tensor = inputs[place] if place < len(inputs) else None
+        if tensor is None or not tensor.name:
+            if not arg.optional:
+                break
+        elif (bound := found.tensors.get(arg.name)) is None:
+            found.tensors[arg.name] = tensor
+            named.append(arg.name)
+        elif bound is not tensor:
+            break
+    else:
+        if not any(t.name for t in inputs[len(args) :]):
             yield
-        return
+    for name in named:
+        del found.tensors[name]
+
+
+def _search(args: tuple[Pattern, ...], inputs: list[Tensor], found: Match) -> Iterator[None]:
     first, rest = args[0], args[1:]
-    if isinstance(first, Name) and first.rest:
+    if isinstance(first, Name):
         for taken in range(len(inputs) + 1) if rest else [len(inputs)]:
             found.lists[first.name] = inputs[:taken]
             yield from _inputs(rest, inputs[taken:], found)
         del found.lists[first.name]
-        return
-    if not inputs or not inputs[0].name:
-        if isinstance(first, Name) and first.optional:
+    elif inputs and inputs[0].name:
+        for _ in _tensor(first, inputs[0], found):
             yield from _inputs(rest, inputs[1:], found)
-        return
-    for _ in _tensor(first, inputs[0], found):
-        yield from _inputs(rest, inputs[1:], found)
 
 
-def _tensor(pattern: Pattern, tensor: Tensor, found: Match) -> Iterator[None]:
-    if isinstance(pattern, Name):
-        yield from _bind(pattern.name, tensor, found)
-    elif isinstance(pattern, Number):
+def _tensor(pattern: Op | Number, tensor: Tensor, found: Match) -> Iterator[None]:
+    if isinstance(pattern, Number):
         value = scalar(found.graph, tensor)
         if value is not None and math.isclose(value, pattern.value, rel_tol=HALF.get(str(tensor.dtype), 1e-6)):
             yield
@@ -171,17 +191,6 @@ def _tensor(pattern: Pattern, tensor: Tensor, found: Match) -> Iterator[None]:
             yield
     elif tensor.inputs and tensor.inputs[0].outputs[0] is tensor:
         yield from _node(pattern, tensor.inputs[0], found)
-
-
-def _bind(name: str, tensor: Tensor, found: Match) -> Iterator[None]:
-    """A name stands for one tensor; '' for any."""
-    bound = found.tensors.get(name)
-    if bound is tensor or not name:
-        yield
-    elif bound is None:
-        found.tensors[name] = tensor
-        yield
-        del found.tensors[name]
 
 
 _TOKEN = re.compile(r"\s*(\*?[A-Za-z_][\w|]*\??|-?\d[\d.e+-]*|[(),=])")
