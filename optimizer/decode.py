@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,17 @@ from optimizer.errors import ModelError
 from optimizer.graph import Array, Constant, Dim, Graph, Header, Names, Node, Tensor, Variable
 from optimizer.ir import PlainGraph
 from optimizer.stored import Stored
+from optimizer.wire import Place
 
 KEPT_ELSEWHERE = ("graph", "functions", "opset_import", "ir_version")
 
 
-def read_model(model: onnx.ModelProto, folder: Path | None) -> Graph:
-    """The graph of a model without local functions; `folder` is where its external weights are."""
-    return _Reader(folder).model(model)
+def read_model(model: onnx.ModelProto, folder: Path | None, places: Mapping[str, Place]) -> Graph:
+    """The graph of a model without local functions; `folder` is where its external weights are.
+
+    `places` says where the values of initializers are that the model lacks.
+    """
+    return _Reader(folder, places).model(model)
 
 
 class _Scope:
@@ -42,8 +48,9 @@ class _Scope:
 
 
 class _Reader:
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, places: Mapping[str, Place]):
         self.folder = folder
+        self.places = places
         self.names = Names()
 
     def model(self, model: onnx.ModelProto) -> Graph:
@@ -67,7 +74,7 @@ class _Reader:
         if parent is not None and proto.quantization_annotation:
             raise ModelError(f"the subgraph '{proto.name}' carries quantization annotations, which cannot be kept")
         for tensor in [*proto.initializer, *proto.sparse_initializer]:
-            constant = self.constant(tensor)
+            constant = self.constant(tensor, self.places if parent is None else {})
             scope.define(constant.name, constant)
             constant.name = self.names.fresh(constant.name)
         for info in proto.input:
@@ -138,11 +145,13 @@ class _Reader:
             return helper.get_attribute_value(attr)
         return attr  # lists of tensors, sparse tensors, types: kept as they are
 
-    def constant(self, tensor: TensorProto | onnx.SparseTensorProto) -> Constant:
+    def constant(
+        self, tensor: TensorProto | onnx.SparseTensorProto, places: Mapping[str, Place] = MappingProxyType({})
+    ) -> Constant:
         if isinstance(tensor, onnx.SparseTensorProto):
             return Constant(tensor.values.name, _dense(tensor))
         if tensor.data_location != TensorProto.EXTERNAL:
-            return Constant(tensor.name, Stored(tensor, None))
+            return Constant(tensor.name, Stored(tensor, place=places.get(tensor.name)))
         if self.folder is None:
             raise ModelError(f"weights of '{tensor.name}' are in another file: pass the model's path, not a ModelProto")
         return Constant(tensor.name, Stored(tensor, self.folder))

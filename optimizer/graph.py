@@ -163,7 +163,8 @@ class Graph:
         """Every named tensor reachable in this graph and its subgraphs, by name."""
         found: dict[str, Tensor] = {}
         for scope in self.scopes():
-            for tensors in (scope.inputs, scope.outputs, *(each for n in scope.nodes for each in (n.inputs, n.outputs))):
+            ends = (each for node in scope.nodes for each in (node.inputs, node.outputs))
+            for tensors in (scope.inputs, scope.outputs, *ends):
                 for tensor in tensors:
                     if tensor.name and tensor.name not in found:
                         found[tensor.name] = tensor

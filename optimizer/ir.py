@@ -1,8 +1,8 @@
 """The typed face of graphsurgeon's tensors and nodes; the one module that names its classes.
 
-At run time `Tensor` is graphsurgeon's own class, `Variable`, `Constant` and `Node` are subclasses of its classes: a node
-equals only itself (the original's deep `__eq__` makes detaching 4,000 readers take 14 s), and all three are made without
-the original constructors, which take half of the time to read a large model.
+At run time `Tensor` is graphsurgeon's own class; `Variable`, `Constant` and `Node` are subclasses of its own. A node
+equals only itself (the original's deep `__eq__` makes detaching 4,000 readers take 14 s), and all three are made
+without the original constructors, which take half of the time to read a large model.
 """
 
 from __future__ import annotations
