@@ -26,12 +26,10 @@ from optimizer.evaluate import Evaluate
 from optimizer.fidelity import MAX_DROP, Gate, Metric, make_gate
 from optimizer.graph import Graph
 from optimizer.instrument import Limit
-from optimizer.io import load, save, to_model
+from optimizer.io import load, save
 from optimizer.judge import ORIGINAL, Tell, Variant, clock, judge
 from optimizer.lint import lint
-from optimizer.manager import PassManager
 from optimizer.manifest import Engine, Record, manifest
-from optimizer.pipeline import build
 from optimizer.plan import Plan, make_plan
 from optimizer.precision import MIN_INT8, layers, report, shortfall
 from optimizer.statistics import Statistics
@@ -70,29 +68,6 @@ class Result:
     def reverted(self) -> dict[str, Any] | None:
         """Why a faster or smaller candidate is not shipped; None where the best one is."""
         return self.manifest["reverted"]  # type: ignore[no-any-return]  # JSON
-
-
-def simplify(model: onnx.ModelProto | Path | str) -> onnx.ModelProto:
-    """The model after the portable float pipeline: same interface, same outputs to rounding; the argument stays as is.
-
-    The result holds its weights (at most 2 GiB). Raises ModelError for what is not a complete ONNX model.
-    """
-    return to_model(_portable(model))
-
-
-def explain(model: onnx.ModelProto | Path | str, what: str = "pruning") -> dict[str, Any]:
-    """What a pass could change in the model after the portable float pipeline, and what keeps it from the rest.
-
-    For `pruning`: `groups` of units that can be removed, `frozen` axes with the reason (docs/manifest.md).
-    """
-    return registry.load_explain(what)(_portable(model))
-
-
-def _portable(model: onnx.ModelProto | Path | str) -> Graph:
-    goal = targets.target("onnx")
-    graph = load(model)
-    PassManager().run(build(goal.prepare), graph, Context(goal, Evaluate()))
-    return graph
 
 
 def optimize(

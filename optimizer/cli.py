@@ -323,11 +323,11 @@ def explain(model: Path, /, *, pruning: Annotated[bool, Parameter(negative=())] 
     pruning: bool
         The groups of channels and heads that can be removed, and the axes that cannot with the reason.
     """
-    from optimizer import api, report
+    from optimizer import portable, report
 
     if not pruning:
         raise UserError("say what to explain: optimize explain MODEL --pruning")
-    found = api.explain(model, "pruning")
+    found = portable.explain(model, "pruning")
     if json:
         _print_json(found)
     else:

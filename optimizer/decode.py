@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,17 @@ from optimizer.errors import ModelError
 from optimizer.graph import Array, Constant, Dim, Graph, Header, Names, Node, Tensor, Variable
 from optimizer.ir import PlainGraph
 from optimizer.stored import Stored
+from optimizer.wire import Place
 
 KEPT_ELSEWHERE = ("graph", "functions", "opset_import", "ir_version")
 
 
-def read_model(model: onnx.ModelProto, folder: Path | None) -> Graph:
-    """The graph of a model without local functions; `folder` is where its external weights are."""
-    return _Reader(folder).model(model)
+def read_model(model: onnx.ModelProto, folder: Path | None, places: Mapping[str, Place]) -> Graph:
+    """The graph of a model without local functions; `folder` is where its external weights are.
+
+    `places` says where the values of initializers are that the model lacks.
+    """
+    return _Reader(folder, places).model(model)
 
 
 class _Scope:
@@ -33,15 +39,18 @@ class _Scope:
         found = self.local.get(name)
         return found if found is not None or self.outer is None else self.outer.get(name)
 
-    def define(self, name: str, tensor: Tensor, what: str) -> None:
+    def define(self, name: str, tensor: Tensor, maker: str | None = None) -> None:
+        """Enters a tensor: what the node `maker` makes, or an input or an initializer."""
         if name in self.local:
+            what = "an input or an initializer" if maker is None else f"node '{maker}'"
             raise ModelError(f"tensor '{name}' is made twice (again by {what}): not a valid graph; export it again")
         self.local[name] = tensor
 
 
 class _Reader:
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, places: Mapping[str, Place]):
         self.folder = folder
+        self.places = places
         self.names = Names()
 
     def model(self, model: onnx.ModelProto) -> Graph:
@@ -65,20 +74,20 @@ class _Reader:
         if parent is not None and proto.quantization_annotation:
             raise ModelError(f"the subgraph '{proto.name}' carries quantization annotations, which cannot be kept")
         for tensor in [*proto.initializer, *proto.sparse_initializer]:
-            constant = self.constant(tensor)
-            scope.define(constant.name, constant, "an initializer")
+            constant = self.constant(tensor, self.places if parent is None else {})
+            scope.define(constant.name, constant)
             constant.name = self.names.fresh(constant.name)
         for info in proto.input:
             if info.name not in scope.local or parent is not None:
                 variable = Variable(self.names.fresh(info.name))
                 describe(variable, info)
-                scope.define(info.name, variable, "an input")
+                scope.define(info.name, variable)
                 ir.inputs.append(variable)
                 if parent is not None:
                     graph.declared[variable.name] = info
         for node in proto.node:
             for name in filter(None, node.output):
-                scope.define(name, Variable(self.names.fresh(name)), f"node '{node.name}'")
+                scope.define(name, Variable(self.names.fresh(name)), node.name)
         for info in [*proto.value_info, *proto.output]:
             made = scope.local.get(info.name)
             if isinstance(made, Variable) and made.dtype is None:
@@ -114,8 +123,10 @@ class _Reader:
         domain = None if proto.domain in ("", "ai.onnx") else proto.domain
         node = Node(proto.op_type, self.names.fresh(proto.name or proto.op_type), attrs, inputs, outputs, domain)
         node.overload, node.doc = proto.overload, proto.doc_string
-        node.metadata = {p.key: p.value for p in proto.metadata_props}
-        node.devices = list(proto.device_configurations)
+        if proto.metadata_props:
+            node.metadata = {p.key: p.value for p in proto.metadata_props}
+        if proto.device_configurations:
+            node.devices = list(proto.device_configurations)
         return node
 
     def attribute(self, attr: onnx.AttributeProto, scope: _Scope, graph: Graph) -> Any:
@@ -134,11 +145,13 @@ class _Reader:
             return helper.get_attribute_value(attr)
         return attr  # lists of tensors, sparse tensors, types: kept as they are
 
-    def constant(self, tensor: TensorProto | onnx.SparseTensorProto) -> Constant:
+    def constant(
+        self, tensor: TensorProto | onnx.SparseTensorProto, places: Mapping[str, Place] = MappingProxyType({})
+    ) -> Constant:
         if isinstance(tensor, onnx.SparseTensorProto):
             return Constant(tensor.values.name, _dense(tensor))
         if tensor.data_location != TensorProto.EXTERNAL:
-            return Constant(tensor.name, Stored(tensor, None))
+            return Constant(tensor.name, Stored(tensor, place=places.get(tensor.name)))
         if self.folder is None:
             raise ModelError(f"weights of '{tensor.name}' are in another file: pass the model's path, not a ModelProto")
         return Constant(tensor.name, Stored(tensor, self.folder))

@@ -11,7 +11,6 @@ tensors appear among those tensors' readers.
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +66,7 @@ class Node(PlainNode):
 
     def bodies(self) -> Iterator[Graph]:
         """The subgraphs held by this node, in attribute order."""
-        return (value for value in self.attrs.values() if isinstance(value, Graph))
+        return iter([v for v in self.attrs.values() if v.__class__ is Graph] if self.attrs else ())
 
 
 @dataclass
@@ -101,7 +100,7 @@ class Graph:
         self.declared: dict[str, onnx.ValueInfoProto] = {}
         self.notes: dict[str, str] = {}  # why a node stayed in float, by its name; never written to the file
         self.reports: dict[str, Any] = {}  # what passes say of what they did, for the manifest; JSON values
-        self.edits = 0  # of this scope and those inside it, counted in the outermost
+        self.edits = 0  # that may have changed types or shapes, here or in a subgraph; counted in the outermost
         self.inferred = -1  # how many there had been when shapes were last inferred
         self.grown = 0  # bytes that constant folding has added to the file so far, over all its runs
         self._dead = 0
@@ -164,17 +163,22 @@ class Graph:
         """Every named tensor reachable in this graph and its subgraphs, by name."""
         found: dict[str, Tensor] = {}
         for scope in self.scopes():
-            lists: Iterable[Sequence[Tensor]] = itertools.chain(
-                [scope.inputs, scope.outputs], *([n.inputs, n.outputs] for n in scope.nodes)
-            )
-            for tensor in itertools.chain.from_iterable(lists):
-                if tensor.name:
-                    found.setdefault(tensor.name, tensor)
+            ends = (each for node in scope.nodes for each in (node.inputs, node.outputs))
+            for tensors in (scope.inputs, scope.outputs, *ends):
+                for tensor in tensors:
+                    if tensor.name and tensor.name not in found:
+                        found[tensor.name] = tensor
         return found
 
     def constants(self) -> dict[str, Constant]:
         """Initializers in use by name, those of subgraphs and the overridable ones included."""
-        return {name: t for name, t in self.tensors().items() if isinstance(t, Constant)}
+        found: dict[str, Constant] = {}
+        for scope in self.scopes():
+            for tensors in (scope.outputs, *(n.inputs for n in scope.nodes)):
+                for tensor in tensors:
+                    if isinstance(tensor, Constant) and tensor.name not in found:
+                        found[tensor.name] = tensor
+        return found
 
     def is_output(self, tensor: Tensor) -> bool:
         """True where the tensor is an output of this graph or of any scope of the same model."""
@@ -199,7 +203,11 @@ class Graph:
     # ---------------------------------------------------------------- editing
 
     def edited(self) -> None:
-        """Says that the model is not what it was. What edits otherwise than by the methods below must call it."""
+        """Says that types and shapes may not be what they were.
+
+        What edits otherwise than by the methods below must call it. They call it themselves, except where a tensor that
+        no shape is calculated from (as one of integers may be) comes in the place of one of the same type and shape.
+        """
         self.root.edits += 1
 
     def fresh(self, hint: str) -> str:
@@ -221,8 +229,12 @@ class Graph:
         domain: str = "",
         name: str = "",
         before: Node | None = None,
+        described: bool = False,
     ) -> Node:
-        """Appends a node; None stands for an omitted optional input. `before` keeps the printed order close."""
+        """Appends a node; None stands for an omitted optional input. `before` keeps the printed order close.
+
+        `described`: dtypes and shapes of the outputs are what inference says.
+        """
         node = Node(
             op,
             self.fresh(name or op),
@@ -233,7 +245,8 @@ class Graph:
         )
         node.scope = self
         node.order = len(self.ir.nodes) + 1.0 if before is None else math.nextafter(before.order, 0)
-        self.edited()
+        if not described:
+            self.edited()
         self.ir.nodes.append(node)
         if domain and domain not in self.imports:
             self.imports[domain] = 1
@@ -241,7 +254,8 @@ class Graph:
 
     def set_input(self, node: Node, index: int, tensor: Tensor | None) -> None:
         """Points one input of a node at another tensor (None: omitted)."""
-        self.edited()
+        if tensor is None or len(node.inputs) <= index or not _interchangeable(node.inputs[index], tensor):
+            self.edited()
         while len(node.inputs) <= index:
             node.inputs.append(Variable.empty())
         node.inputs[index] = Variable.empty() if tensor is None else tensor
@@ -250,7 +264,6 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         """Detaches a node and its subgraphs; its output tensors lose their producer."""
-        self.edited()
         for inner in [n for body in node.bodies() for n in body.walk()]:
             inner.inputs.clear()
         node.inputs.clear()
@@ -265,7 +278,8 @@ class Graph:
         Where `old` is a graph output, `new` takes its name if it is free to (made by a node of this scope and
         no output itself); otherwise an Identity bridges the two, so the interface never changes.
         """
-        self.edited()
+        if not _interchangeable(old, new):
+            self.edited()
         readers = list(dict.fromkeys(old.outputs))
         for reader in readers:
             for index, tensor in enumerate(reader.inputs):
@@ -292,7 +306,7 @@ class Graph:
             at = [t is old for t in producer.outputs].index(True)
             producer.outputs[at] = scope.variable(old.name + "_old", old.dtype, old.shape)
         if not self._free(scope, new):
-            scope.add("Identity", [new], [old])
+            scope.add("Identity", [new], [old], described=_interchangeable(old, new))
             return
         old.name, new.name = new.name, old.name
         if new.dtype is None:
@@ -308,6 +322,7 @@ class Graph:
     def inline(self, node: Node, body: Graph) -> None:
         """Puts a subgraph without inputs in the place of the node that holds it; its results stand for the node's."""
         assert node.scope is self and not body.inputs
+        self.edited()
         outputs, results, moved = list(node.outputs), list(body.outputs), list(body.nodes)
         node.attrs = {key: value for key, value in node.attrs.items() if value is not body}
         for inner in moved:
@@ -382,6 +397,23 @@ class Graph:
         for own, copied in ((self.overridable, twin.overridable), (self.annotating, twin.annotating)):
             copied.update({name: used[name] if name in used else c.copy() for name, c in own.items()})
         return twin
+
+
+def _interchangeable(old: Tensor, new: Tensor) -> bool:
+    """True where inference finds the same, whichever of the two is read: by what is known of them by now.
+
+    It looks into a constant that may be the scales of a Resize or an end of a Range.
+    """
+    if isinstance(new, Constant) and len(new.shape) < 2:
+        return False
+    return (
+        old.dtype is not None
+        and old.dtype == new.dtype
+        and np.dtype(old.dtype).kind not in "iub"
+        and old.shape is not None
+        and new.shape is not None
+        and list(old.shape) == list(new.shape)
+    )
 
 
 def _copy(scope: Graph, names: Names, known: dict[int, Tensor], parent: Graph | None) -> Graph:

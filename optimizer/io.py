@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
 from onnx import TensorProto
 
+from optimizer import wire
+from optimizer.collector import paused
 from optimizer.decode import read_model
 from optimizer.encode import SMALL, frame, skeleton, to_model, to_node
 from optimizer.errors import ModelError, UserError
 from optimizer.graph import Constant, Graph
 from optimizer.inline import inline
-from optimizer.stored import chunks, nbytes, outside, tensor, tensor_type
+from optimizer.stored import chunks, held, nbytes, outside, streamed, tensor, tensor_type
+from optimizer.wire import Place, tag, varint
 
 __all__ = ["LIMIT", "SMALL", "load", "nbytes", "save", "skeleton", "to_model", "to_node"]
 
@@ -35,24 +37,24 @@ def load(source: Path | str | onnx.ModelProto) -> Graph:
     outside the model's folder, an operator set this version of onnx does not know, a construct that cannot be kept.
     """
     if isinstance(source, onnx.ModelProto):
-        folder, model = None, source
+        folder, model, places = None, source, dict[str, Place]()
     else:
-        folder, model = Path(source).parent, _parse(Path(source))
+        folder = Path(source).parent
+        model, places = _parse(Path(source))
     _check(model, "the model" if isinstance(source, onnx.ModelProto) else f"'{source}'")
-    return read_model(inline(model) if model.functions else model, folder)
+    with paused():
+        return read_model(inline(model) if model.functions else model, folder, places)
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def _parse(path: Path) -> tuple[onnx.ModelProto, dict[str, Place]]:
     if not path.is_file():
         raise ModelError(f"no model at '{path}': give the path of an .onnx file")
-    model = onnx.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        return wire.read(path)
     except OSError as error:
         raise ModelError(f"cannot read '{path}': {error.strerror}") from error
     except DecodeError:
         raise ModelError(f"'{path}' is not an ONNX model, or it is cut short: export or download it again") from None
-    return model
 
 
 def _check(model: onnx.ModelProto, where: str) -> None:
@@ -101,13 +103,19 @@ def save(graph: Graph, path: Path) -> list[Path]:
     data = path.with_name(path.name + ".data")
     if data.resolve() in sources:
         raise UserError(f"'{data}' holds the weights being read: write the model to another folder or name")
+    # written under another name first, where the weights are read from the very file that is to be replaced
+    here = any(file.is_at(path) for file in {held(c) for c in constants} if file is not None)
+    target = path.with_name(path.name + ".new") if here else path
     try:
-        with path.open("wb") as f:
-            if sources or sum(map(nbytes, constants)) > LIMIT:
+        with target.open("wb") as f:
+            apart = bool(sources) or sum(map(nbytes, constants)) > LIMIT
+            if apart:
                 _write_outside(model, constants, f, data)
-                return [path, data]
-            _write_inside(model, constants, f)
-            return [path]
+            else:
+                _write_inside(model, constants, f)
+        if here:
+            target.replace(path)
+        return [path, data] if apart else [path]
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror}; choose another folder with -o") from error
 
@@ -117,12 +125,17 @@ def _write_inside(model: onnx.ModelProto, constants: Sequence[Constant], f: Bina
     body = model.graph.SerializeToString(deterministic=True)
     model.ClearField("graph")
     sizes = [_serialised(c) for c in constants]
-    total = len(body) + sum(1 + len(_varint(n)) + n for n in sizes)
+    total = len(body) + sum(1 + len(varint(n)) + n for n in sizes)
     f.write(model.SerializeToString(deterministic=True))
-    f.write(_tag(7) + _varint(total) + body)  # ModelProto.graph
+    f.write(tag(7) + varint(total) + body)  # ModelProto.graph
     for constant, size in zip(constants, sizes, strict=True):
-        f.write(_tag(5) + _varint(size))  # GraphProto.initializer
-        f.write(tensor(constant).SerializeToString(deterministic=True))
+        f.write(tag(5) + varint(size))  # GraphProto.initializer
+        head = streamed(constant)
+        f.write((head or tensor(constant)).SerializeToString(deterministic=True))
+        if head is not None:
+            f.write(tag(9) + varint(nbytes(constant)))  # TensorProto.raw_data
+            for piece in chunks(constant):
+                f.write(piece)
 
 
 def _write_outside(model: onnx.ModelProto, constants: Sequence[Constant], f: BinaryIO, path: Path) -> None:
@@ -144,22 +157,9 @@ def _write_outside(model: onnx.ModelProto, constants: Sequence[Constant], f: Bin
 
 
 def _serialised(constant: Constant) -> int:
-    """Serialised size of an initializer; arrays are measured without serialising them."""
-    stored: Any = constant._values
-    if not isinstance(stored, np.ndarray) or tensor_type(constant) == TensorProto.STRING:
+    """Serialised size of an initializer; values that are streamed are measured without reading them."""
+    head = streamed(constant)
+    if head is None:
         return int(tensor(constant).ByteSize())
     size = nbytes(constant)
-    empty = TensorProto(name=constant.name, dims=stored.shape, data_type=tensor_type(constant))
-    return int(empty.ByteSize()) + 1 + len(_varint(size)) + size
-
-
-def _tag(number: int) -> bytes:
-    return _varint(number << 3 | 2)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
+    return int(head.ByteSize()) + 1 + len(varint(size)) + size

@@ -58,7 +58,8 @@ class PassManager:
             if not step.skipped:
                 step.count = one.run(graph, replace(ctx, apply=apply))
                 if step.count and not step.children:
-                    graph.edited()
+                    if not one.tracked:
+                        graph.edited()
                     graph.sweep()
                     graph.tidy()
             step.seconds = time.perf_counter() - start

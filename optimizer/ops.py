@@ -36,7 +36,7 @@ def is_pure(node: Node) -> bool:
         return False
     if node.op == "Dropout" and len(node.inputs) > 2 and node.inputs[2].name:
         return False
-    return all(is_pure(inner) for body in node.bodies() for inner in body.walk())
+    return not node.attrs or all(is_pure(inner) for body in node.bodies() for inner in body.walk())
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,26 @@ def reads(node: Node) -> Iterator[Tensor]:
 
 def in_order(nodes: list[Node]) -> list[Node]:
     """The nodes of one scope in execution order, ties by `order`. Raises ModelError, naming a node, on a cycle."""
+    if not _ordered(nodes):
+        nodes = _sorted(nodes)
+    for place, node in enumerate(nodes, 1):
+        node.order = float(place)
+    return nodes
+
+
+def _ordered(nodes: list[Node]) -> bool:
+    """True where the nodes are in execution order and by `order`, as most are: sorting would leave them as they are."""
+    late = {id(node) for node in nodes}
+    before = -math.inf
+    for node in nodes:
+        if node.order < before or any(id(m) in late for t in reads(node) for m in t.inputs):
+            return False
+        before = node.order
+        late.discard(id(node))
+    return True
+
+
+def _sorted(nodes: list[Node]) -> list[Node]:
     index = {id(node): i for i, node in enumerate(nodes)}
     needs: dict[int, int] = {}
     feeds: dict[int, list[Node]] = {}
@@ -46,8 +67,6 @@ def in_order(nodes: list[Node]) -> list[Node]:
     if len(out) != len(nodes):
         stuck = _on_cycle([n for n in nodes if needs[id(n)]])
         raise ModelError(f"node '{stuck.name}' ({stuck.op}) needs its own result: the graph cannot be executed")
-    for place, node in enumerate(out, 1):
-        node.order = float(place)
     return out
 
 

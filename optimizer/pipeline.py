@@ -27,13 +27,15 @@ class Pass(ABC):
     """A rewrite of a graph. Fields are options; a field named `children` holds sub-passes.
 
     `name` is its name in the grammar; `lossy` says that outputs may change beyond rounding; `prepares` that it only
-    makes way for a pass behind it; `drops` that nodes which its option `skip` names stay in float, so that a compiler's
+    makes way for a pass behind it; `tracked` that it edits by the methods of `Graph` alone, which know whether shapes
+    must be inferred again; `drops` that nodes which its option `skip` names stay in float, so that a compiler's
     refusals go there. Options may be bool, int, float, str, Literal or tuple[str, ...].
     """
 
     name: ClassVar[str]
     lossy: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
+    tracked: ClassVar[bool] = False
     drops: ClassVar[bool] = False
 
     @abstractmethod

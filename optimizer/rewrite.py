@@ -259,6 +259,7 @@ def _commit(found: Match, draft: Draft, new: Tensor) -> list[Node]:
     nodes = []
     before = root
     adopted = False
+    described = all(out.dtype is not None and out.shape is not None for d in draft.nodes for out in d.outputs)
     root.outputs[0] = Variable.empty()
     for drafted in draft.nodes:
         outputs = []
@@ -270,12 +271,14 @@ def _commit(found: Match, draft: Draft, new: Tensor) -> list[Node]:
                 out.name = graph.fresh(f"{old.name}_{out.name}")
                 outputs.append(out)
         inputs = [old if t is new else t for t in drafted.inputs]
-        nodes.append(graph.add(drafted.op, inputs, outputs, dict(drafted.attrs), drafted.domain, root.name, before))
+        nodes.append(
+            graph.add(drafted.op, inputs, outputs, dict(drafted.attrs), drafted.domain, root.name, before, described)
+        )
     read = [t for n in [*found.nodes, *nodes] for t in n.inputs]
     sources = [t.inputs[0] for n in [root, *nodes] for t in n.inputs if t.inputs]
     graph.remove(root)
     if adopted:
-        _refine(old, new)
+        _refine(graph, old, new)
     else:
         graph.replace(old, new)
     _prune(graph, found.nodes[1:])
@@ -283,13 +286,16 @@ def _commit(found: Match, draft: Draft, new: Tensor) -> list[Node]:
     return [*nodes, *readers, *sources, *last]
 
 
-def _refine(old: Tensor, new: Tensor) -> None:
+def _refine(graph: Graph, old: Tensor, new: Tensor) -> None:
     """Takes over what is known of the new tensor's type and shape and was not of the old one's."""
+    known = old.dtype, old.shape
     old.dtype = new.dtype if old.dtype is None else old.dtype
     if old.shape is None or new.shape is None:
         old.shape = new.shape if old.shape is None else old.shape
-        return
-    old.shape = [n if d is None else d for d, n in zip(old.shape, new.shape, strict=True)]
+    else:
+        old.shape = [n if d is None else d for d, n in zip(old.shape, new.shape, strict=True)]
+    if known != (old.dtype, old.shape):
+        graph.edited()
 
 
 def _prune(graph: Graph, nodes: Sequence[Node]) -> None:

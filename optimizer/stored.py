@@ -6,7 +6,9 @@ cached, so the memory a model takes does not grow with its weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,21 @@ from onnx import TensorProto, helper, numpy_helper
 from optimizer.errors import ModelError
 from optimizer.graph import Array, Constant
 from optimizer.ir import LazyValues
+from optimizer.wire import Held, Place
 
 CHUNK = 1 << 24  # bytes read at a time
+KINDS = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 PACKED = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}  # bits
 
 
 class Stored(LazyValues):
-    """An initializer's values where they were found: in the protobuf, or in a file beside the model.
+    """An initializer's values where they were found: in the protobuf, in the model's file, or in one beside it.
 
-    `folder` is the model's folder where the values are in a file of their own. Raises ModelError where that file is
-    missing, outside the folder, or too short.
+    `folder` is the model's folder where the values are in a file of their own, `place` says where they are in the
+    model's. Raises ModelError where that file is missing, outside the folder, or too short.
     """
 
-    def __init__(self, proto: TensorProto, folder: Path | None):
+    def __init__(self, proto: TensorProto, folder: Path | None = None, place: Place | None = None):
         _check_type(proto)
         self.tensor = proto
         self.shape = tuple(proto.dims)
@@ -36,34 +40,45 @@ class Stored(LazyValues):
         self.nbytes = _size(proto.data_type, proto.dims, proto.string_data)
         self.file: Path | None = None
         self.offset = 0
+        self.place = place
         if folder is not None:
             self.file, self.offset = _locate(proto, folder)
             _check_extent(proto, self.file, self.offset, self.nbytes)
         else:
-            _check_values(proto, self.nbytes)
+            _check_values(proto, self.nbytes, place)
+
+    @property
+    def parsed(self) -> bool:
+        """True where the protobuf itself holds the values."""
+        return self.file is None and self.place is None
 
     def load(self) -> Array:
         """The values, read anew each time."""
-        if self.file is None:
+        if self.parsed:
             return numpy_helper.to_array(self.tensor)
-        proto = TensorProto(dims=self.tensor.dims, data_type=self.tensor.data_type)
-        proto.raw_data = b"".join(self.chunks())
+        raw = b"".join(self.chunks())
+        if _is_plain(self.dtype):
+            return np.frombuffer(raw, self.dtype).reshape(self.shape)
+        proto = TensorProto(dims=self.tensor.dims, data_type=self.tensor.data_type, raw_data=raw)
         return numpy_helper.to_array(proto)
 
     def chunks(self) -> Iterator[bytes]:
         """The values as little-endian bytes, in pieces of at most 16 MiB where they are in a file."""
-        if self.file is None:
+        if self.parsed:
             yield self.tensor.raw_data or tensor_proto(self.load(), "").raw_data
-            return
+        for begin in range(0, 0 if self.parsed else self.nbytes, CHUNK):
+            yield self.read(begin, min(CHUNK, self.nbytes - begin))
+
+    def read(self, begin: int, size: int) -> bytes:
+        """Some of the bytes of values that are in a file."""
+        if self.place is not None:
+            return self.place.file.read(self.place.offset + begin, size)
+        assert self.file is not None
         with self.file.open("rb") as f:
-            f.seek(self.offset)
-            left = self.nbytes
-            while left > 0:
-                piece = f.read(min(CHUNK, left))
-                if not piece:
-                    raise ModelError(f"'{self.file}' was cut short while it was read; restore it and run again")
-                left -= len(piece)
-                yield piece
+            f.seek(self.offset + begin)
+            if len(piece := f.read(size)) < size:
+                raise ModelError(f"'{self.file}' was cut short while it was read; restore it and run again")
+            return piece
 
 
 def tensor(constant: Constant) -> TensorProto:
@@ -75,6 +90,8 @@ def tensor(constant: Constant) -> TensorProto:
         return tensor_proto(stored.load(), constant.name)
     proto = TensorProto()
     proto.CopyFrom(stored.tensor)
+    if stored.place is not None:
+        proto.raw_data = b"".join(stored.chunks())
     if constant.name:  # a tensor in an attribute keeps its own
         proto.name = constant.name
     return proto
@@ -106,10 +123,37 @@ def outside(constant: Constant) -> Path | None:
     return constant._values.file if isinstance(constant._values, Stored) else None
 
 
-def chunks(constant: Constant) -> Iterator[bytes]:
+def held(constant: Constant) -> Held | None:
+    """The model's own file, where the values are still in it."""
+    stored = constant._values
+    return stored.place.file if isinstance(stored, Stored) and stored.place is not None else None
+
+
+def chunks(constant: Constant) -> Iterator[bytes | memoryview]:
     """The values as little-endian bytes, piece by piece."""
     stored = constant._values
-    return stored.chunks() if isinstance(stored, Stored) else iter([tensor_proto(stored, "").raw_data])
+    if isinstance(stored, Stored):
+        return stored.chunks()
+    if _is_plain(stored.dtype):
+        return iter([np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data])  # not copied
+    return iter([tensor_proto(stored, "").raw_data])
+
+
+def streamed(constant: Constant) -> TensorProto | None:
+    """The initializer as a protobuf that lacks nothing but its values, to be followed by `chunks`.
+
+    None where the values are written by protobuf: strings, and those that were parsed.
+    """
+    stored = constant._values
+    kind = tensor_type(constant)
+    if kind == TensorProto.STRING or (isinstance(stored, Stored) and stored.parsed):
+        return None
+    if isinstance(stored, Stored) and stored.place is not None:
+        proto = TensorProto()
+        proto.CopyFrom(stored.tensor)
+        proto.name = constant.name
+        return proto
+    return TensorProto(name=constant.name, dims=stored.shape, data_type=kind)
 
 
 def tensor_type(constant: Constant) -> int:
@@ -123,8 +167,13 @@ def tensor_type(constant: Constant) -> int:
 def _size(kind: int, shape: Any, strings: Any) -> int:
     if kind == TensorProto.STRING:
         return sum(map(len, strings))
-    bits = PACKED.get(TensorProto.DataType.Name(kind), 8 * np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize)
-    return (int(np.prod(shape, dtype=np.int64)) * bits + 7) // 8
+    return int(math.prod(shape) * _bits(kind) + 7) // 8
+
+
+@cache
+def _bits(kind: int) -> int:
+    """Bits of one element in the file."""
+    return PACKED.get(TensorProto.DataType.Name(kind), 8 * np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize)
 
 
 def _bytes(value: Any) -> bytes:
@@ -132,7 +181,7 @@ def _bytes(value: Any) -> bytes:
 
 
 def _check_type(proto: TensorProto) -> None:
-    if proto.data_type == TensorProto.UNDEFINED or proto.data_type not in TensorProto.DataType.values():
+    if proto.data_type not in KINDS:
         raise ModelError(
             f"tensor '{proto.name}' has element type {proto.data_type}, which this onnx does not know: upgrade onnx"
         )
@@ -140,15 +189,21 @@ def _check_type(proto: TensorProto) -> None:
         raise ModelError(f"tensor '{proto.name}' has negative dims or comes in segments: export the model again")
 
 
-def _check_values(proto: TensorProto, size: int) -> None:
-    kind = TensorProto.DataType.Name(proto.data_type)
-    if proto.HasField("raw_data"):
+def _is_plain(dtype: np.dtype[Any]) -> bool:
+    """True where numpy's bytes are the file's: not for strings, big-endian numbers, and types that numpy lacks."""
+    return dtype.isbuiltin == 1 and dtype.kind not in "OSU"
+
+
+def _check_values(proto: TensorProto, size: int, place: Place | None) -> None:
+    if place is not None:
+        complete = place.size == size
+    elif proto.HasField("raw_data"):
         complete = len(proto.raw_data) == size
-    elif kind in PACKED or kind.startswith("COMPLEX"):
+    elif (kind := TensorProto.DataType.Name(proto.data_type)) in PACKED or kind.startswith("COMPLEX"):
         return
     else:
         values = getattr(proto, helper.tensor_dtype_to_field(proto.data_type))
-        complete = len(values) == int(np.prod(proto.dims, dtype=np.int64))
+        complete = len(values) == math.prod(proto.dims)
     if not complete:
         raise ModelError(
             f"tensor '{proto.name}' does not hold the {list(proto.dims)} values it promises: export the model again"

@@ -28,6 +28,7 @@ class Cse(Pass):
     """Computes equal expressions once."""
 
     name: ClassVar[str] = "cse"
+    tracked: ClassVar[bool] = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         return _scope(graph, ChainMap())

@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
+from optimizer.collector import paused
 from optimizer.context import Context
 from optimizer.graph import Graph
 from optimizer.pipeline import Pass
@@ -33,6 +34,10 @@ class Fixpoint(Pass):
             raise ValueError("rounds must be at least 1")
 
     def run(self, graph: Graph, ctx: Context) -> int:
+        with paused():
+            return self._run(graph, ctx)
+
+    def _run(self, graph: Graph, ctx: Context) -> int:
         total, quiet = 0, 0
         for child in itertools.islice(itertools.cycle(self.children), self.rounds * len(self.children)):
             count = ctx.apply(child)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -462,6 +463,46 @@ def test_external_data_behind_a_link_that_leaves_the_folder(tmp_path: Path) -> N
 
 def test_external_data_needs_a_path(tmp_path: Path) -> None:
     refuse(onnx.load(with_external(tmp_path), load_external_data=False), "pass the model's path")
+
+
+def with_large_weights(path: Path, fill: float = 1.0) -> Path:
+    """y = x + w, with weights that are left in the file."""
+    proto = model("g (float[8000] x) => (float[8000] y) { y = Add(x, w) }")
+    proto.graph.initializer.append(numpy_helper.from_array(np.full(8_000, fill, np.float32), "w"))
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_a_model_may_be_written_over_its_own_file(tmp_path: Path) -> None:
+    path = with_large_weights(tmp_path / "model.onnx")
+    graph = load(path)
+    assert save(graph, path) == [path]
+    assert list(tmp_path.iterdir()) == [path]
+    assert bytes_of(to_model(load(path))) == bytes_of(to_model(graph))
+
+
+def test_weights_of_a_file_that_was_replaced_are_still_there(tmp_path: Path) -> None:
+    path = with_large_weights(tmp_path / "model.onnx")
+    graph = load(path)
+    with_large_weights(tmp_path / "other.onnx", 2.0).replace(path)
+    (made,) = to_model(graph).graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(made), np.ones(8_000, np.float32))
+
+
+def test_weights_of_a_file_that_was_written_to_are_refused(tmp_path: Path) -> None:
+    path = with_large_weights(tmp_path / "model.onnx")
+    graph = load(path)
+    os.utime(with_large_weights(path, 2.0), ns=(1, 1))
+    with pytest.raises(ModelError, match="was changed while it was read"):
+        to_model(graph)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 40_000])
+def test_a_file_cut_within_large_weights(cut: int, tmp_path: Path) -> None:
+    path = with_large_weights(tmp_path / "model.onnx")
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(ModelError):
+        load(path)
 
 
 def test_an_unwritable_output(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import optimizer
 from models import zoo
 from models.data import calibration
-from optimizer.api import explain
+from optimizer.portable import explain
 from optimizer.context import Context
 from optimizer.errors import ModelError, PipelineError
 from optimizer.evaluate import Evaluate, Feeds

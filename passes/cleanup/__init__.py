@@ -23,6 +23,7 @@ class Cleanup(Pass):
     """Removes what computes nothing: dead code, identities, no-ops, Constant nodes, duplicate initializers."""
 
     name: ClassVar[str] = "cleanup"
+    tracked: ClassVar[bool] = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         count = lift_constants(graph) + take_branches(graph) + drop_dropout(graph)

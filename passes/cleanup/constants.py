@@ -91,11 +91,10 @@ def _sample(constant: Constant) -> bytes:
     stored = constant._values
     if not isinstance(stored, Stored):
         return b"" if stored.dtype == object else _few(np.ascontiguousarray(stored).reshape(-1).view(np.uint8))
-    if stored.file is None:
+    if stored.parsed:
         return _few(np.frombuffer(stored.tensor.raw_data, np.uint8))
-    with stored.file.open("rb") as file:
-        file.seek(stored.offset)
-        return file.read(min(SAMPLE, stored.nbytes))
+    middle, end = stored.nbytes // 2, max(0, stored.nbytes - SAMPLE)
+    return b"".join(stored.read(at, min(SAMPLE, stored.nbytes - at)) for at in (0, middle, end))
 
 
 def _few(data: Array) -> bytes:

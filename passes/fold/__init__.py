@@ -28,6 +28,7 @@ class Fold(Pass):
     """Computes what depends on constants alone. Never makes the file larger by more than 1 % or 1 KiB."""
 
     name: ClassVar[str] = "fold"
+    tracked: ClassVar[bool] = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         total = 0

@@ -106,6 +106,7 @@ class Fuse(Pass):
     """
 
     name: ClassVar[str] = "fuse"
+    tracked: ClassVar[bool] = True
 
     rules: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from optimizer.graph import Array, Graph, Node, Tensor
 from optimizer.ops import is_pure
 from optimizer.pipeline import Pass
 from passes.shapes.elements import RULES
-from passes.shapes.interpret import Interpreter
+from passes.shapes.interpret import Interpreter, counts
 from passes.shapes.target import constant_target
 
 
@@ -34,6 +34,7 @@ class Run:
     end: int = 0
 
 
+REWRITTEN = ("Reshape", "Expand", "Slice")
 Seen = ChainMap[Hashable, Run]  # by elements; whole tensors by dtype and shape too
 
 
@@ -42,9 +43,12 @@ class Shapes(Pass):
     """Computes shapes ahead of time, as numbers or as symbols of the model's inputs."""
 
     name: ClassVar[str] = "shapes"
+    tracked: ClassVar[bool] = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         shapes.infer(graph)
+        if not any(node.op in REWRITTEN or any(map(counts, node.outputs)) for node in graph.walk()):
+            return 0  # nothing calculates with shapes (any more)
         return _scope(graph, Interpreter(graph), ChainMap())
 
 
@@ -80,7 +84,7 @@ def _numbers(tensor: Tensor, facts: Interpreter) -> Array | None:
 
 def _rewrite(scope: Graph, node: Node, facts: Interpreter) -> int:
     """Moves no data: gone. Reshape to a computed target: to a constant one."""
-    if node.op not in ("Reshape", "Expand", "Slice"):
+    if node.op not in REWRITTEN:
         return 0
     x, out = node.inputs[0], node.outputs[0]
     same = facts.dims(x) is not None and facts.dims(x) == facts.dims(out)

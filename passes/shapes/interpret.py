@@ -70,7 +70,7 @@ class Interpreter:
         for out, ruled in zip(node.outputs, result_dims(node, self), strict=False):
             self._dims[id(out)] = self._complete(out, ruled)
         rule = None if node.domain else RULES.get(node.op)
-        if rule is None or first is None or not _counts(first):
+        if rule is None or first is None or not counts(first):
             return
         made = rule(node, self)
         if made is not None and made.size <= MOST and _sound(made, first, self._dims[id(first)]):
@@ -94,7 +94,7 @@ class Interpreter:
 
     def _literal(self, tensor: Tensor) -> Values | None:
         known = shapes.static(tensor)
-        if not _counts(tensor) or known is None or math.prod(known) > MOST:
+        if not counts(tensor) or known is None or math.prod(known) > MOST:
             return None
         if isinstance(tensor, Constant) and (array := self.graph.array(tensor)) is not None:
             return array_of([number(v) for v in array.reshape(-1).tolist()], known)
@@ -102,7 +102,7 @@ class Interpreter:
         return array_of([symbol(("element", tensor.name, i), natural=False, data=True) for i in range(count)], known)
 
 
-def _counts(tensor: Tensor) -> bool:
+def counts(tensor: Tensor) -> bool:
     """True for the types that shape arithmetic uses; smaller integers wrap around too soon."""
     return tensor.dtype is not None and np.dtype(tensor.dtype) in (np.int64, np.int32, np.bool_)
 
