@@ -28,7 +28,8 @@ class Cleanup(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         count = lift_constants(graph) + take_branches(graph) + drop_dropout(graph)
-        count += sum(apply_rules(graph, RULES).values())
-        count += parts.split_slices(graph) + parts.split_concat(graph)
+        count += sum(apply_rules(graph, RULES).values()) + graph.sweep()
+        while parted := parts.split_slices(graph) + parts.split_concat(graph):
+            count += parted + sum(apply_rules(graph, RULES, infer=False).values()) + graph.sweep()
         count += merge_duplicates(graph) + drop_unused_results(graph)
         return count + graph.sweep()

@@ -1,6 +1,7 @@
 """A tensor taken apart or put together in several nodes: one Split does it, or nothing is to be done.
 
-Slices that take an axis of known length to pieces, each element once, are a Split (S7). Concat of all the pieces of a
+Slices that take an axis of known length to pieces, each element once, are a Split (S7), and so are Gathers whose indices
+count up (S9; a Gather alone is no slower than a Slice). Concat of all the pieces of a
 Split is what was split, and a Split that cuts a Concat at its seams gives back the operands (S11). What replaces
 several results at a time is no rule but a function of the graph, which looks at each node once.
 """
@@ -17,7 +18,7 @@ from optimizer.ops import attribute
 from optimizer.rewrite import Draft, rule
 from passes.cleanup.movement import given, ints, producer
 
-Piece = tuple[int, int, Node]  # start, end and the Slice that takes it
+Piece = tuple[int, int, Node]  # start, end and the node that takes it
 
 
 @rule("Concat(*xs)", shape_safe=True)
@@ -71,17 +72,18 @@ def _at_seams(graph: Graph, split: Node, concat: Node) -> bool:
 
 
 def split_slices(graph: Graph) -> int:
-    """S7. Slices that cover an axis without gap or overlap become one Split; returns how many Splits were made."""
+    """S7, S9. Pieces that cover an axis without gap or overlap become one Split; returns how many Splits were made."""
     found: dict[tuple[int, int, int], list[Piece]] = {}  # by scope, tensor and axis
     for node in graph.walk():
-        if node.op == "Slice" and not node.domain and (piece := _piece(graph, node)) is not None:
+        piece = PIECES[node.op](graph, node) if node.op in PIECES and not node.domain else None
+        if piece is not None:
             axis, taken = piece
             key = (id(node.scope), id(node.inputs[0]), axis)
             found.setdefault(key, []).append((taken.start, taken.stop, node))
     return sum(_split(sorted(pieces, key=lambda p: p[:2]), axis) for (_, _, axis), pieces in found.items())
 
 
-def _piece(graph: Graph, node: Node) -> tuple[int, range] | None:
+def _sliced(graph: Graph, node: Node) -> tuple[int, range] | None:
     """Axis and what a Slice takes of it: one axis of known length, in steps of 1. None for any other Slice."""
     x, make = node.inputs[0], Draft(graph)
     starts, ends = ints(make, node, 1, "starts"), ints(make, node, 2, "ends")
@@ -95,8 +97,20 @@ def _piece(graph: Graph, node: Node) -> tuple[int, range] | None:
     return (over[0] % len(x.shape), taken) if taken else None
 
 
+def _gathered(graph: Graph, node: Node) -> tuple[int, range] | None:
+    """Axis and what a Gather takes of it: indices in a row, none counted from behind. None for any other Gather."""
+    x, indices, axis = node.inputs[0], graph.array(node.inputs[1]), int(attribute(graph, node, "axis"))
+    if not x.shape or indices is None or indices.ndim != 1 or not indices.size:
+        return None
+    taken = range(int(indices[0]), int(indices[0]) + len(indices))
+    return (axis % len(x.shape), taken) if np.array_equal(indices, taken) else None
+
+
+PIECES = {"Slice": _sliced, "Gather": _gathered}
+
+
 def _split(pieces: list[Piece], axis: int) -> int:
-    """Puts a Split in the place of Slices, sorted by start, that hand over to each other from end to end."""
+    """Puts a Split in the place of nodes, sorted by start, that hand over to each other from end to end."""
     nodes = [node for _, _, node in pieces]
     x, scope = nodes[0].inputs[0], nodes[0].scope
     ends = [0, *(end for _, end, _ in pieces)]

@@ -93,7 +93,6 @@ RULES: tuple[Rule, ...] = (
     reshape.reshape_reshape,
     reshape.reshape_regroup,
     slices.slice_slice,
-    gather.gather_run,
     gather.gather_unsqueeze,
     gather.slice_squeeze,
     shape.shape_slice,
