@@ -1,9 +1,9 @@
 """A tensor taken apart or put together in several nodes: one Split does it, or nothing is to be done.
 
-Slices that take an axis of known length to pieces, each element once, are a Split (S7), and so are Gathers whose indices
-count up (S9; a Gather alone is no slower than a Slice). Concat of all the pieces of a
-Split is what was split, and a Split that cuts a Concat at its seams gives back the operands (S11). What replaces
-several results at a time is no rule but a function of the graph, which looks at each node once.
+Slices that take an axis of known length to pieces, each element once, are a Split (S7), and so are Gathers whose
+indices count up (S9; a Gather alone is no slower than a Slice). Concat of all the pieces of a Split is what was split,
+and a Split that cuts a Concat at its seams gives back the operands (S11). What replaces several results at a time is no
+rule but a function of the graph, which looks at each node once.
 """
 
 from __future__ import annotations
