@@ -30,8 +30,8 @@ def concat_concat(m: Match, make: Draft) -> Tensor | None:
 def where_concat(m: Match, make: Draft) -> Tensor | None:
     parts, condition, kept = m.lists["xs"], make.array(m["c"]), m.get("a") is None
     given = make.array(m["b"] if kept else m["a"])
-    sizes = [part.shape[0] if rank(part) == 1 else None for part in parts]
-    if condition is None or given is None or not all(isinstance(size, int) for size in sizes):
+    sizes = [part.shape[0] for part in parts if rank(part) == 1 and isinstance(part.shape[0], int)]
+    if condition is None or given is None or len(sizes) != len(parts):
         return None
     total = sum(sizes)
     if condition.ndim > 1 or given.ndim > 1 or not {condition.size, given.size} <= {1, total}:
