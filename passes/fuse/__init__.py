@@ -98,6 +98,7 @@ RULES: tuple[Rule, ...] = (
     gather.slice_squeeze,
     shape.shape_slice,
     shape.shape_gather,
+    shape.concat_shape,
     shape.filled_cast,
     concat.concat_concat,
     concat.where_concat,

@@ -1,6 +1,7 @@
 """Computing a shape in fewer nodes: part of it is taken by Shape itself, a fill value is written in its final type.
 
-    shape(x)[a:b] = shape(x, start=a, end=b), from 15      cast(constant_of_shape(s, v)) = constant_of_shape(s, cast(v))
+    shape(x)[a:b] = shape(x, start=a, end=b)        concat(shape(x)[a:b], shape(x)[b:c]) = shape(x)[a:c]        from 15
+    cast(constant_of_shape(s, v)) = constant_of_shape(s, cast(v))
 
 Shape clamps `start` and `end`, and counts them from the end, as Slice does. A fill value must survive the cast, so that
 no runtime's way of rounding or saturating matters. (C6, C10, C11 of the usual catalogues.)
@@ -41,6 +42,19 @@ def shape_gather(m: Match, make: Draft) -> Tensor | None:
     if (start < 0) != (end <= 0) or shape.attrs.get("start", 0) or "end" in shape.attrs:
         return None
     return make.node("Shape", m["x"], attrs={"start": start, **({"end": end} if end else {})})
+
+
+@rule("Concat(*before, Shape(x), Shape(x), *after)", since=15)
+def concat_shape(m: Match, make: Draft) -> Tensor | None:
+    _, first, second = m.nodes
+    middle, end = first.attrs.get("end"), second.attrs.get("end")
+    if middle is None or middle != second.attrs.get("start", 0):
+        return None
+    start = first.attrs.get("start", 0)
+    if min(start, middle) < 0 or (end is not None and end < middle) or middle < start:
+        return None
+    whole = make.node("Shape", m["x"], attrs={"start": start, **({} if end is None else {"end": end})})
+    return make.node("Concat", *m.lists["before"], whole, *m.lists["after"], attrs=m.root.attrs)
 
 
 @rule("Cast(ConstantOfShape(s))")
