@@ -114,9 +114,9 @@ def test_cost_is_linear_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times the nodes take four times the attempts to match, a third of them with success."""
     attempts: list[Node] = []
 
-    def counted(pattern: Op, root: Node, graph: Graph) -> Match | None:
+    def counted(pattern: Op, root: Node, graph: Graph, shared: bool) -> Match | None:
         attempts.append(root)
-        return match(pattern, root, graph)
+        return match(pattern, root, graph, shared)
 
     monkeypatch.setattr(rewrite, "match", counted)
     kinds = ("Mul(a{0}, c) a{1} = Mul(b{0}, c)", "Sigmoid(a{0}) a{1} = Add(b{0}, c)", "Clip(a{0}) a{1} = Div(b{0}, c)")

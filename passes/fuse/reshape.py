@@ -19,7 +19,7 @@ from optimizer.match import Match
 from optimizer.rewrite import Draft, rule
 
 
-@rule("Reshape(Reshape|Flatten|Squeeze|Unsqueeze(x, *how), s)")
+@rule("Reshape(Reshape|Flatten|Squeeze|Unsqueeze(x, *how), s)", shared=True)
 def reshape_reshape(m: Match, make: Draft) -> Tensor | None:
     target = make.array(m["s"])
     if target is not None and (target.all() or make.attr(m.root, "allowzero")):
@@ -27,7 +27,7 @@ def reshape_reshape(m: Match, make: Draft) -> Tensor | None:
     return _rewritten(m, make)
 
 
-@rule("Flatten|Squeeze|Unsqueeze(Reshape(x, s), *how)")
+@rule("Flatten|Squeeze|Unsqueeze(Reshape(x, s), *how)", shared=True)
 def reshape_regroup(m: Match, make: Draft) -> Tensor | None:
     return _rewritten(m, make)
 
