@@ -7,8 +7,8 @@
     A|B(...)   a node of either operator      d=Sub(x, m)   ... whose first output is also called d
 
 Operators that commute are tried in both orders. The matcher itself guarantees what every rule needs and some would
-forget: inner nodes feed nothing outside the match and are no graph outputs (G1), nodes are pure (G5), of standard
-operators and of one scope, and outputs other than the first are unused (G6).
+forget: inner nodes feed nothing outside the match and are no graph outputs (G1, unless they may be `shared`), nodes are
+pure (G5), of standard operators and of one scope, and outputs other than the first are unused (G6).
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ class Match:
         return next(n for n in self.nodes if n.op in op.split("|"))
 
 
-def match(pattern: str | Op, root: Node, graph: Graph) -> Match | None:
-    """The first way in which `pattern` fits at `root`, or None."""
+def match(pattern: str | Op, root: Node, graph: Graph, shared: bool = False) -> Match | None:
+    """The first way in which `pattern` fits at `root`, or None. `shared`: inner nodes may have readers outside."""
     parsed = parse(pattern) if isinstance(pattern, str) else pattern
     if not may_fit(parsed, root):
         return None
     found = Match(graph)
     for _ in _node(parsed, root, found):
-        if _closed(found):
+        if _closed(found, shared):
             return found
     return None
 
@@ -113,12 +113,12 @@ def _may_fit(pattern: Op | Number, tensor: Tensor) -> bool:
     return bool(tensor.inputs) and may_fit(pattern, tensor.inputs[0])
 
 
-def _closed(found: Match) -> bool:
+def _closed(found: Match, shared: bool) -> bool:
     inside = {id(n) for n in found.nodes}
     for node in found.nodes:
         if node.scope is not found.root.scope or node.domain or not is_pure(node):
             return False
-        if node is found.root:
+        if node is found.root or shared:
             continue
         if any(t.name and (t.outputs or found.graph.is_output(t)) for t in node.outputs[1:]):
             return False

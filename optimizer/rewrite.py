@@ -92,7 +92,8 @@ Proposal = Callable[[Match, Draft], Tensor | None]
 class Rule:
     """One rewrite. `shape_safe`: the operator's own definition says that the returned tensor has the root's shape.
 
-    `may_grow`: bytes may grow because the rule was chosen by measurement. `fast_math`: NaN or -0 may change.
+    `may_grow`: bytes may grow because the rule was chosen by measurement. `fast_math`: NaN or -0 may change. `shared`:
+    inner nodes may have other readers and stay for those, because the root costs no more on what they read.
     """
 
     name: str
@@ -102,16 +103,22 @@ class Rule:
     may_grow: bool = False
     fast_math: bool = False
     since: int = 1
+    shared: bool = False
 
 
 def rule(
-    *patterns: str, shape_safe: bool = False, may_grow: bool = False, fast_math: bool = False, since: int = 1
+    *patterns: str,
+    shape_safe: bool = False,
+    may_grow: bool = False,
+    fast_math: bool = False,
+    since: int = 1,
+    shared: bool = False,
 ) -> Callable[[Proposal], Rule]:
     """Makes a rule of a function `(m, make) -> Tensor | None`; its name is the function's, dashes for underscores."""
 
     def decorate(propose: Proposal) -> Rule:
         name = propose.__name__.strip("_").replace("_", "-")
-        return Rule(name, tuple(map(parse, patterns)), propose, shape_safe, may_grow, fast_math, since)
+        return Rule(name, tuple(map(parse, patterns)), propose, shape_safe, may_grow, fast_math, since, shared)
 
     return decorate
 
@@ -158,7 +165,7 @@ def _drain(scope: Graph, table: Mapping[str, list[tuple[Rule, Op]]], fired: dict
 
 def _try(one: Rule, pattern: Op, root: Node, scope: Graph) -> list[Node] | None:
     """Applies a rule at a node; returns the nodes worth looking at again, or None where it does not apply."""
-    found = match(pattern, root, scope)
+    found = match(pattern, root, scope, one.shared)
     if found is None or any(t.name and (t.outputs or scope.is_output(t)) for t in root.outputs[1:]):
         return None
     draft = Draft(scope)

@@ -106,6 +106,16 @@ EXAMPLES = {
         RELU,
         unary("a = Expand(x, s)", y="float[1,N,4] y", constants="int64[3] s = {1, 1, 1}"),
     ),
+    "gather-everything": Example(
+        unary("a = Gather<axis=1>(x, i)", constants="int64[4] i = {0, 1, 2, 3}"),
+        RELU,
+        unary("a = Gather<axis=1>(x, i)", constants="int64[4] i = {0, 1, 3, 2}"),
+    ),
+    "scatter-everything": Example(
+        unary("a = ScatterND(x, i, u)", "float[2,4] x, float[2,4] u", "float[2,4] y", "int64[2,1] i = {0, 1}"),
+        RELU,
+        unary("a = ScatterND(x, i, u)", "float[2,4] x, float[2,4] u", "float[2,4] y", "int64[2,1] i = {1, 0}"),
+    ),
     "tile-nothing": Example(
         unary("a = Tile(x, s)", constants="int64[2] s = {1, 1}"),
         RELU,

@@ -47,7 +47,8 @@ def test_every_rule_has_a_case_where_it_fires_and_one_where_nothing_does() -> No
 def test_rules_have_names_of_their_own_and_say_from_which_operator_set_on() -> None:
     assert len(set(NAMES)) == len(NAMES)
     assert {rule.name: rule.since for rule in RULES if rule.since > 1} == {
-        "hard-swish": 14, "layer-norm": 17, "mish": 18, "gelu": 20, "gelu-tanh": 20, "rms-norm": 23, "swish": 24,
+        "hard-swish": 14, "shape-slice": 15, "shape-gather": 15, "concat-shape": 15, "layer-norm": 17, "mish": 18,
+        "gelu": 20, "gelu-tanh": 20, "rms-norm": 23, "swish": 24,
     }  # fmt: skip
 
 
@@ -113,9 +114,9 @@ def test_cost_is_linear_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times the nodes take four times the attempts to match, a third of them with success."""
     attempts: list[Node] = []
 
-    def counted(pattern: Op, root: Node, graph: Graph) -> Match | None:
+    def counted(pattern: Op, root: Node, graph: Graph, shared: bool) -> Match | None:
         attempts.append(root)
-        return match(pattern, root, graph)
+        return match(pattern, root, graph, shared)
 
     monkeypatch.setattr(rewrite, "match", counted)
     kinds = ("Mul(a{0}, c) a{1} = Mul(b{0}, c)", "Sigmoid(a{0}) a{1} = Add(b{0}, c)", "Clip(a{0}) a{1} = Div(b{0}, c)")

@@ -354,6 +354,14 @@ def test_a_run_of_dims_is_one_node(opset: int, left: list[str]) -> None:
     assert ops(graph) == left
 
 
+def test_a_dim_is_taken_of_the_first_shape_that_has_it() -> None:
+    graph = make("""g (int64[N,S] x, float[9,4] w) => (int64 n, int64 s, float[N,S,4] y)
+        <int64 zero = {0}, int64 one = {1}> {
+        a = Shape(x)  s = Gather(a, one)  y = Gather(w, x)  b = Shape(y)  c = Gather(b, zero)  n = Neg(c) }""")
+    assert run("fixpoint(shapes,cleanup)", graph) > 0
+    assert ops(graph).count("Shape") == 1
+
+
 def test_in_subgraphs_with_captured_tensors() -> None:
     graph = make("""g (bool c, float[N,6] x) => (float[A,B] y) <int64 i = {0}, int64[1] z = {0}, int64[2] h = {2, 3}> {
         s = Shape(x)

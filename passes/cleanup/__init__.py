@@ -13,9 +13,11 @@ from optimizer.context import Context
 from optimizer.graph import Graph
 from optimizer.pipeline import Pass
 from optimizer.rewrite import apply_rules
-from passes.cleanup import movement, values, windows
+from passes.cleanup import broadcast, movement, parts, values, windows
 from passes.cleanup.constants import lift_constants, merge_duplicates
 from passes.cleanup.dead import drop_dropout, drop_unused_results, take_branches
+
+RULES = movement.RULES + parts.RULES + windows.RULES + values.RULES + broadcast.RULES
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Cleanup(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         count = lift_constants(graph) + take_branches(graph) + drop_dropout(graph)
-        count += sum(apply_rules(graph, movement.RULES + windows.RULES + values.RULES).values())
+        count += sum(apply_rules(graph, RULES).values()) + graph.sweep()
+        while parted := parts.split_slices(graph) + parts.split_concat(graph):
+            count += parted + sum(apply_rules(graph, RULES, infer=False).values()) + graph.sweep()
         count += merge_duplicates(graph) + drop_unused_results(graph)
         return count + graph.sweep()

@@ -180,6 +180,30 @@ def tile_nothing(m: Match, make: Draft) -> Tensor | None:
     return m["x"] if repeats is not None and np.all(repeats == 1) else None
 
 
+@rule("Gather(x, indices)", shape_safe=True)
+def gather_everything(m: Match, make: Draft) -> Tensor | None:
+    """N21. Every element of an axis of known length, in order."""
+    x, indices = m["x"], make.array(m["indices"])
+    if not x.shape or indices is None or indices.ndim != 1:
+        return None
+    dim = x.shape[make.attr(m.root, "axis")]
+    if not isinstance(dim, int):
+        return None
+    return x if any(np.array_equal(indices, np.arange(dim) - shift) for shift in (0, dim)) else None
+
+
+@rule("ScatterND(x, indices, updates)", shape_safe=True)
+def scatter_everything(m: Match, make: Draft) -> Tensor | None:
+    """N21. Every place is written once, in order: what is written is the result."""
+    known, places = shapes.static(m["x"]), make.array(m["indices"])
+    if known is None or make.attr(m.root, "reduction") not in (None, "none"):
+        return None
+    if places is None or not places.ndim or places.shape[:-1] != known[: places.shape[-1]]:
+        return None
+    every = np.moveaxis(np.indices(places.shape[:-1]), 0, -1)
+    return m["updates"] if np.array_equal(places, every) else None
+
+
 RULES = (
     identity,
     transpose_identity,
@@ -195,4 +219,6 @@ RULES = (
     split_one,
     expand_nothing,
     tile_nothing,
+    gather_everything,
+    scatter_everything,
 )

@@ -2,34 +2,44 @@
 
 Conv multiplies what it pads by the weights, and 0 is 0 either way. AveragePool counts explicit zeros as elements, so
 its count_include_pad becomes 1, which changes nothing else where it had no pads of its own or counted them already.
-MaxPool pads with the lowest value, not with 0: it is left alone. (W8, W9 of the usual catalogues.)
+MaxPool pads with the lowest value, not with 0: it is left alone. Padding twice with one value is padding once. (W8, W9,
+S21 of the usual catalogues.)
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from optimizer.graph import Node, Tensor
 from optimizer.match import Match
 from optimizer.ops import scalar
 from optimizer.rewrite import Draft, rule
+from passes.fuse.arrays import rank as rank_of
 
 
 def _zeros(m: Match, make: Draft, rank: int) -> list[int] | None:
     """Begins, then ends, of the matched Pad along the spatial axes; None unless it adds only zeros, only there."""
-    pad = m.node("Pad")
-    if make.attr(pad, "mode") != "constant":
+    full, value = _amounts(m.node("Pad"), make, rank)
+    if full is None or value != 0 or any(full[:2] + full[rank : rank + 2]):
         return None
+    return full[2:rank] + full[rank + 2 :]
+
+
+def _amounts(pad: Node, make: Draft, rank: int) -> tuple[list[int] | None, float | None]:
+    """Begins, then ends, along every axis, and the value that a Pad adds; None for what is not constant.
+
+    Pads that take something away, and modes that add anything but one value, give None too.
+    """
     amounts, value, axes = _inputs(pad, make)
-    if amounts is None or value != 0 or min(amounts, default=0) < 0:
-        return None
+    if make.attr(pad, "mode") != "constant" or amounts is None or min(amounts, default=0) < 0:
+        return None, None
     axes = list(range(rank)) if axes is None else [a % rank for a in axes]
     if len(amounts) != 2 * len(axes) or len(set(axes)) != len(axes):
-        return None
+        return None, None
     full = [0] * (2 * rank)
     for i, axis in enumerate(axes):
         full[axis], full[rank + axis] = amounts[i], amounts[len(axes) + i]
-    if any(full[:2] + full[rank : rank + 2]):
-        return None
-    return full[2:rank] + full[rank + 2 :]
+    return full, value
 
 
 def _inputs(pad: Node, make: Draft) -> tuple[list[int] | None, float | None, list[int] | None]:
@@ -81,3 +91,19 @@ def pad_average_pool(m: Match, make: Draft) -> Tensor | None:
         return None
     attrs = {k: v for k, v in pool.attrs.items() if k != "auto_pad"}
     return make.node("AveragePool", m["x"], attrs=attrs | {"pads": pads, "count_include_pad": 1})
+
+
+@rule("Pad(Pad(x, *inner), *outer)")
+def pad_pad(m: Match, make: Draft) -> Tensor | None:
+    x, (outer, inner) = m["x"], m.nodes
+    n = rank_of(x)
+    if not n:
+        return None
+    (first, value), (second, same) = (_amounts(node, make, n) for node in (inner, outer))
+    if first is None or second is None or value is None or value != same:
+        return None
+    pads = [a + b for a, b in zip(first, second, strict=True)]
+    if "pads" in outer.attrs:
+        return make.node("Pad", x, attrs={**outer.attrs, "pads": pads})
+    fill = outer.inputs[2] if len(outer.inputs) > 2 and outer.inputs[2].name else None
+    return make.node("Pad", x, make.constant(np.array(pads, np.int64), "pads"), fill, attrs=outer.attrs)

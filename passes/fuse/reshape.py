@@ -19,7 +19,7 @@ from optimizer.match import Match
 from optimizer.rewrite import Draft, rule
 
 
-@rule("Reshape(Reshape|Flatten|Squeeze|Unsqueeze(x, *how), s)")
+@rule("Reshape(Reshape|Flatten|Squeeze|Unsqueeze(x, *how), s)", shared=True)
 def reshape_reshape(m: Match, make: Draft) -> Tensor | None:
     target = make.array(m["s"])
     if target is not None and (target.all() or make.attr(m.root, "allowzero")):
@@ -27,7 +27,7 @@ def reshape_reshape(m: Match, make: Draft) -> Tensor | None:
     return _rewritten(m, make)
 
 
-@rule("Flatten|Squeeze|Unsqueeze(Reshape(x, s), *how)")
+@rule("Flatten|Squeeze|Unsqueeze(Reshape(x, s), *how)", shared=True)
 def reshape_regroup(m: Match, make: Draft) -> Tensor | None:
     return _rewritten(m, make)
 
@@ -51,3 +51,18 @@ def written(source: Sequence[Dim] | None, result: Sequence[Dim] | None) -> list[
     if 0 not in shape:
         return shape
     return None
+
+
+def reshapes_to(make: Draft, result: Tensor, wanted: Sequence[Dim]) -> bool:
+    """True where the result of a Reshape is sure to have the dims `wanted`, given that it has as many elements.
+
+    One dim may be unknown on either side: the one that a constant target leaves open (-1), for that is what the number
+    of elements says. Anything else in its place could be wrong where another dim is 0.
+    """
+    if result.shape is None or len(result.shape) != len(wanted):
+        return False
+    places = [i for i, (d, e) in enumerate(zip(result.shape, wanted, strict=True)) if d is None or d != e]
+    if not places:
+        return True
+    target, known = make.array(result.inputs[0].inputs[1]), [result.shape[places[0]], wanted[places[0]]]
+    return len(places) == 1 and None in known and target is not None and target.reshape(-1)[places[0]] == -1

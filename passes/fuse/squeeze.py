@@ -48,7 +48,7 @@ def _make(make: Draft, op: str, x: Tensor, over: Iterable[int]) -> Tensor:
     return make.node(op, x, make.constant(np.array(sorted(over), np.int64), "axes"))
 
 
-@rule("Unsqueeze(Unsqueeze(x, *how), *further)")
+@rule("Unsqueeze(Unsqueeze(x, *how), *further)", shared=True)
 def unsqueeze_unsqueeze(m: Match, make: Draft) -> Tensor | None:
     outer, inner = (_axes(make, node) for node in m.nodes)
     if outer is None or inner is None:
@@ -56,7 +56,7 @@ def unsqueeze_unsqueeze(m: Match, make: Draft) -> Tensor | None:
     return _make(make, "Unsqueeze", m["x"], [*outer, *shifted(inner, outer)])
 
 
-@rule("Squeeze(Squeeze(x, *how), *further)")
+@rule("Squeeze(Squeeze(x, *how), *further)", shared=True)
 def squeeze_squeeze(m: Match, make: Draft) -> Tensor | None:
     outer, inner = (_axes(make, node) for node in m.nodes)
     if outer is None or inner is None:
@@ -64,7 +64,7 @@ def squeeze_squeeze(m: Match, make: Draft) -> Tensor | None:
     return _make(make, "Squeeze", m["x"], [*inner, *shifted(outer, inner)])
 
 
-@rule("Squeeze(Unsqueeze(x, *how), *further)")
+@rule("Squeeze(Unsqueeze(x, *how), *further)", shared=True)
 def squeeze_unsqueeze(m: Match, make: Draft) -> Tensor | None:
     removed, added = (_axes(make, node) for node in m.nodes)
     if removed is None or added is None:

@@ -2,7 +2,7 @@
 
     y = transpose(x, p), z = transpose(y, q):  axis i of z is axis q[i] of y, which is axis p[q[i]] of x
 
-(S1 of the usual catalogues.)
+Where y has other readers, only two that undo each other are taken out. (S1 of the usual catalogues.)
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ def _permutation(node: Node, x: Tensor) -> list[int] | None:
     return None if n is None else list(range(n))[::-1]
 
 
-@rule("Transpose(Transpose(x))", shape_safe=True)
+@rule("Transpose(Transpose(x))", shape_safe=True, shared=True)
 def transpose_transpose(m: Match, make: Draft) -> Tensor | None:
     x = m["x"]
     outer, inner = (_permutation(node, x) for node in m.nodes)
     if inner is None or outer is None:
         return None
     composed = [inner[axis] for axis in outer]
-    return x if composed == sorted(composed) else make.node("Transpose", x, attrs={"perm": composed})
+    if composed == sorted(composed):
+        return x
+    if not m.graph.only_feeds(m.nodes[1].outputs[0], m.root):
+        return None
+    return make.node("Transpose", x, attrs={"perm": composed})

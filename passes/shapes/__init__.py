@@ -125,8 +125,23 @@ def _reuse(scope: Graph, node: Node, facts: Interpreter, seen: Seen) -> int:
         for start, end in combinations(range(len(elements) + 1), 2):
             seen.setdefault(elements[start:end], Run(out, start, end))
         return 0
-    run = seen.get(elements) if values.ndim == 1 and np.dtype(out.dtype) == np.int64 else None
-    return 0 if run is None else _cut(scope, node, run)
+    run = seen.get(elements) if np.dtype(out.dtype) == np.int64 else None
+    if run is None:
+        return 0
+    if values.ndim == 1:
+        return _cut(scope, node, run)
+    return _taken_there(scope, node, run) if values.ndim == 0 else 0
+
+
+def _taken_there(scope: Graph, node: Node, run: Run) -> int:
+    """One dim that Gather takes of a Shape is taken of the first Shape that has it, so that the other may go."""
+    shape = node.inputs[0]
+    made_by_shape = shape.inputs and shape.inputs[0].op == "Shape" and not shape.inputs[0].domain
+    if node.op != "Gather" or not made_by_shape or shape is run.tensor:
+        return 0
+    scope.set_input(node, 0, run.tensor)
+    scope.set_input(node, 1, scope.constant(np.array(run.start), "index"))
+    return 1
 
 
 def _cut(scope: Graph, node: Node, run: Run) -> int:
