@@ -1,10 +1,10 @@
-"""Constants in a row are added or multiplied once.
+"""Constants in a row are added, multiplied or compared once.
 
-    (x + c) + d = x + (c + d)        (x c) d = x (c d)
+    (x + c) + d = x + (c + d)        (x c) d = x (c d)        min(min(x, c), d) = min(x, min(c, d))        max likewise
 
 Broadcasting is associative too, so the shape is the same. Integers wrap around, which is exact. Floats round once
-instead of twice, unless c d overflows or vanishes, or c + d cancels: x + c - c rounds x on purpose. (E4 of the usual
-catalogues.)
+instead of twice, unless c d overflows or vanishes, or c + d cancels: x + c - c rounds x on purpose. The
+least and the largest are exact, and NaN wins wherever it stands. (E3, E4 of the usual catalogues.)
 """
 
 from __future__ import annotations
@@ -51,3 +51,13 @@ def mul_mul(m: Match, make: Draft) -> Tensor | None:
 def _made(make: Draft, op: str, x: Tensor, exact: Array, like: Array) -> Tensor | None:
     values = narrow(exact, like.dtype)
     return None if values is None else make.node(op, x, make.constant(values, op.lower()))
+
+
+@rule("Min(Min(a, b), d)", "Max(Max(a, b), d)")
+def min_min(m: Match, make: Draft) -> Tensor | None:
+    found, d = constant_operand(m, make), make.array(m["d"])
+    if found is None or d is None or found[1].dtype.kind not in "iuf":
+        return None
+    x, c = found
+    chosen = np.minimum(c, d) if m.root.op == "Min" else np.maximum(c, d)
+    return make.node(m.root.op, x, make.constant(chosen, "bound"))
