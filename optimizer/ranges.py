@@ -46,6 +46,13 @@ def is_float(tensor: Tensor) -> bool:
     return tensor.dtype is not None and np.dtype(tensor.dtype).name in FLOATS
 
 
+def has_sign(graph: Graph, tensor: Tensor) -> bool:
+    """False where no value is negative, and no float is -0 either."""
+    low, node = span(graph, tensor)[0], tensor.inputs[0] if tensor.inputs else None
+    squared = node is not None and not node.domain and node.op in POSITIVE - {"Sqrt"}
+    return not (low > 0 or (low == 0 and (squared or _of_dtype(tensor) != ANY)))
+
+
 @dataclass
 class _Search:
     graph: Graph

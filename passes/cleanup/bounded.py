@@ -11,7 +11,7 @@ import numpy as np
 from optimizer.graph import Node, Tensor
 from optimizer.match import Match
 from optimizer.ops import clamp
-from optimizer.ranges import POSITIVE, is_float, span
+from optimizer.ranges import has_sign, is_float, span
 from optimizer.rewrite import Draft, rule
 from passes.cleanup.movement import producer
 
@@ -24,10 +24,8 @@ def relu_positive(m: Match, make: Draft) -> Tensor | None:
 
 @rule("Abs(x)", shape_safe=True)
 def abs_positive(m: Match, make: Draft) -> Tensor | None:
-    """N18. Of what is at least 0. A float 0 may be a -0, so it has to be more or to come from what makes none."""
-    x, low = m["x"], span(m.graph, m["x"])[0]
-    unsigned = not is_float(x) or any(producer(x, op) for op in POSITIVE - {"Sqrt"})
-    return x if low > 0 or (low == 0 and unsigned) else None
+    """N18. Of what has no sign; a Relu may let a -0 through."""
+    return None if has_sign(m.graph, m["x"]) else m["x"]
 
 
 @rule("Clip(x, *bounds)", shape_safe=True)

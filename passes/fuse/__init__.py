@@ -28,6 +28,7 @@ from passes.fuse import (
     leaky,
     norm,
     pad,
+    powers,
     reduce,
     reshape,
     signs,
@@ -111,6 +112,12 @@ RULES: tuple[Rule, ...] = (
     reduce.global_average_pool,
     reduce.log_softmax,
     reduce.reduce_log_sum_exp,
+    powers.pow_square,
+    powers.pow_reciprocal,
+    powers.pow_root,
+    powers.pow_root_signed,
+    powers.div_power_of_two,
+    powers.mul_reciprocal,
 )
 NAMES = tuple(one.name for one in RULES)
 # Shorter, yet slower on ONNX Runtime's CPU kernels, by 1.3 to 3 times where it was measured: applied only where named.
