@@ -17,6 +17,7 @@ from optimizer.pipeline import Pass
 from optimizer.rewrite import Rule, apply_rules
 from passes.fuse import (
     affine_conv,
+    argmax,
     bias,
     clip,
     concat,
@@ -27,6 +28,7 @@ from passes.fuse import (
     hard,
     leaky,
     norm,
+    one_hot,
     pad,
     powers,
     reduce,
@@ -97,6 +99,8 @@ RULES: tuple[Rule, ...] = (
     softmax.softmax_overflowing,
     softmax.log_softmax_parts,
     softmax.log_softmax_difference,
+    one_hot.one_hot_matmul,
+    argmax.arg_max,
     signs.add_neg,
     signs.sub_neg,
     signs.neg_neg,
@@ -112,6 +116,7 @@ RULES: tuple[Rule, ...] = (
     reduce.global_average_pool,
     reduce.log_softmax,
     reduce.reduce_log_sum_exp,
+    reduce.reduce_one_stable,
     powers.pow_square,
     powers.pow_reciprocal,
     powers.pow_root,
