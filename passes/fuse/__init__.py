@@ -111,6 +111,8 @@ RULES: tuple[Rule, ...] = (
     signs.where_negated,
     constants.add_add,
     constants.mul_mul,
+    constants.add_sub,
+    constants.mul_div,
     constants.min_min,
     reduce.reduce_unsqueeze,
     reduce.reduce_sum_square,
