@@ -322,6 +322,10 @@ def test_keeps_also(name: str) -> None:
     assert run("cleanup", MORE_KEPT[name]) == 0
 
 
+def test_a_clip_of_integers_without_bounds_is_nothing() -> None:
+    assert run("cleanup", "g (int32[N] x) => (int32[N] y) { a = Clip(x)  y = Neg(a) }") == 1
+
+
 @pytest.mark.parametrize(("dtype", "mask", "count"), [("int8", -1, 1), ("uint8", 255, 1), ("int8", -2, 0)])
 def test_a_bitwise_and_with_all_bits_is_nothing(dtype: str, mask: int, count: int) -> None:
     text = f"g ({dtype}[N] x) => ({dtype}[N] y) <{dtype} m = {{{mask}}}> {{ a = BitwiseAnd(m, x)  y = BitwiseNot(a) }}"

@@ -92,6 +92,7 @@ RULES: tuple[Rule, ...] = (
     clip.clip_clip,
     clip.min_max,
     clip.max_relu,
+    clip.clip_unbounded,
     leaky.leaky_relu,
     leaky.leaky_where,
     smooth.sigmoid,

@@ -7,8 +7,9 @@ Relu(Clip(x, a, b)) into the constant 0 = Clip(x, 0, 0), not into Clip(x, 0, b).
 
     Min(Max(x, a), b)  =  Max(Min(x, b), a)  =  Clip(x, a, b)        where a <= b        Max(x, 0)  =  Relu(x)
 
-for infinity is clamped as well where both bounds are there, and NaN passes through all of them. (-0 may come out as 0:
-accepted, Max of the two may be either.) (E1, E2, E3 of the usual catalogues.)
+for infinity is clamped as well where both bounds are there, and NaN passes through all of them. (Relu and Clip let -0
+through, and Max may: ONNX Runtime's does in half precision. It is 0 either way.) A Clip without bounds stops infinity,
+so that one goes only with fast-math. (E1, E2, E3, N18 of the usual catalogues.)
 """
 
 from __future__ import annotations
@@ -97,3 +98,8 @@ def _limit(make: Draft, node: Node) -> float | None:
 @rule("Max(x, 0)")
 def max_relu(m: Match, make: Draft) -> Tensor | None:
     return make.node("Relu", m["x"]) if is_float(m["x"]) and keeps_rank(m, m["x"]) else None
+
+
+@rule("Clip(x)", shape_safe=True, fast_math=True)
+def clip_unbounded(m: Match, make: Draft) -> Tensor | None:
+    return None if m.root.attrs else m["x"]
