@@ -91,6 +91,25 @@ def test_weights_fold_in_every_float_type(stem: str, dtype: str) -> None:
     assert run("fuse", made) > 0
 
 
+EXACT_ABOUT_INFINITY = (
+    "abs_neg", "add_neg", "add_sub", "div_power_of_two", "leaky_relu", "leaky_where", "log_softmax_parts",
+    "max_relu", "min_max", "min_min", "mul_div", "mul_reciprocal", "neg_constant", "neg_neg", "pow_reciprocal",
+    "pow_root", "pow_square", "sigmoid", "silu", "softmax", "softsign", "sub_neg", "where_negated",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("stem", EXACT_ABOUT_INFINITY)
+def test_special_values_come_out_as_they_did(stem: str) -> None:
+    case = next(case for case in CASES if case.path.stem == stem)
+    rng = np.random.default_rng(0)
+    special = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1, -1, 3e4, -7, 0.1]
+    feeds = []
+    for feed in case.feeds() * 8:
+        floats = {n: rng.choice(special, a.shape).astype(a.dtype) for n, a in feed.items() if a.dtype.kind == "f"}
+        feeds.append(feed | floats)
+    assert run(case.pipeline, case.model(), feeds=feeds) > 0
+
+
 @pytest.mark.parametrize(
     ("weight", "factor", "folds"),
     [(3.0, 2.0, True), (3.0, 60000.0, False), (3.0, 3e-5, True), (0.03, 3e-5, False), (3.0, 0.0, True)],

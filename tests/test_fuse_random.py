@@ -109,6 +109,62 @@ def test_constants_around_a_weight_fold_only_where_outputs_stay(
     assert sum(count > 0 for count in counts) > len(counts) / 3
 
 
+UNARY = (
+    "Abs",
+    "Exp",
+    "HardSigmoid",
+    "Neg",
+    "Neg",
+    "Reciprocal",
+    "Relu",
+    "Sigmoid",
+    "Softmax",
+    "Softsign",
+    "Sqrt",
+    "Tanh",
+)
+VALUES = ("0", "1", "2", "0.5", "-1", "6", "3", "-0.5", "4")
+
+
+def algebra(rng: np.random.Generator, count: int) -> str:
+    """A model of `count` steps of elementwise algebra, half of them with constants that rules look for."""
+    names, body, constants = ["x", "z"], [], []
+
+    def constant(*shapes: str) -> str:
+        shape = str(rng.choice(shapes))
+        values = [str(rng.choice(VALUES))] * 4 if rng.random() < 0.7 else rng.choice(VALUES, 4).tolist()
+        constants.append(f"float{shape} c{len(constants)} = {{{', '.join(values[: 4 if shape == '[4]' else 1])}}}")
+        return f"c{len(constants) - 1}"
+
+    for i in range(count):
+        a, b = rng.choice(names[-4:], 2)
+        c = constant("", "[1]", "[4]", "[1,1]")
+        forms = (
+            f"{rng.choice(UNARY)}({a})",
+            f"{rng.choice(['Add', 'Sub', 'Mul', 'Div', 'Min', 'Max', 'Pow'])}({a}, {c})",
+            f"{rng.choice(['Add', 'Sub', 'Mul', 'Div', 'Min', 'Max'])}({c}, {a})",
+            f"{rng.choice(['Add', 'Sub', 'Mul', 'Div', 'Max'])}({a}, {b})",
+            f"Clip({a}, {constant('')}, {constant('')})",
+            f"Where({rng.choice(['g', 'n'])}{i}, {a}, {b})",
+        )
+        body += [f"g{i} = Greater({a}, {c})", f"n{i} = Not(g{i})"]
+        body.append(f"t{i} = {rng.choice(forms, p=[0.35, 0.25, 0.15, 0.1, 0.07, 0.08])}")
+        names.append(f"t{i}")
+    outputs = f"float[N,4] t{count - 1}, float[N,4] t{int(rng.integers(count - 1))}"
+    return f"g (float[N,4] x, float[N,4] z) => ({outputs}) <{', '.join(constants)}> {{ {'  '.join(body)} }}"
+
+
+def test_elementwise_algebra_gives_the_same_for_special_values_too() -> None:
+    counts = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        text = algebra(rng, int(rng.integers(4, 14)))
+        draws = [rng.uniform(0.2, 2, (2, 5, 4)), rng.choice([np.nan, np.inf, -np.inf, 0, 1, -1, 3, 0.1, -7], (2, 5, 4))]
+        feeds = [dict(zip("xz", draw.astype(np.float32), strict=True)) for draw in draws]
+        counts.append(run("fixpoint(cleanup,fuse)", text, feeds=feeds))
+    assert sum(count > 0 for count in counts) > 20
+
+
 def test_slices_compose_as_python_slices_do() -> None:
     rng = np.random.default_rng(0)
     certain = 0

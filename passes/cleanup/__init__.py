@@ -1,7 +1,7 @@
 """Housekeeping that leaves every computed number as it is: fewer nodes, fewer and smaller initializers.
 
 Constant nodes become initializers, no-ops and inference-time Dropout disappear, equal initializers are merged,
-results that nobody reads are not computed. One idea a file: constants, dropout, dead, movement and value no-ops.
+results that nobody reads are not computed. One idea a file: constants, what is dead, and no-ops by their kind.
 """
 
 from __future__ import annotations
@@ -13,11 +13,21 @@ from optimizer.context import Context
 from optimizer.graph import Graph
 from optimizer.pipeline import Pass
 from optimizer.rewrite import apply_rules
-from passes.cleanup import broadcast, movement, parts, values, windows
+from passes.cleanup import bounded, broadcast, movement, optional, parts, quantized, reductions, values, windows
 from passes.cleanup.constants import lift_constants, merge_duplicates
 from passes.cleanup.dead import drop_dropout, drop_unused_results, take_branches
 
-RULES = movement.RULES + parts.RULES + windows.RULES + values.RULES + broadcast.RULES
+RULES = (
+    *movement.RULES,
+    *parts.RULES,
+    *windows.RULES,
+    *values.RULES,
+    *broadcast.RULES,
+    *bounded.RULES,
+    *reductions.RULES,
+    *quantized.RULES,
+    *optional.RULES,
+)
 
 
 @dataclass(frozen=True)

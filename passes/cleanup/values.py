@@ -19,12 +19,12 @@ from optimizer.stored import nbytes
 from passes.cleanup.movement import producer
 
 READ = 1 << 20  # bytes: a larger constant is not read to see whether it is neutral
-EITHER = {"Add": 0, "Mul": 1, "And": True, "Or": False, "Xor": False, "BitwiseOr": 0, "BitwiseXor": 0}
+EITHER = {"Add": 0, "Mul": 1, "And": True, "Or": False, "Xor": False, "BitwiseAnd": -1, "BitwiseOr": 0, "BitwiseXor": 0}
 SECOND = {"Sub": 0, "Div": 1, "Pow": 1, "BitShift": 0}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-@rule("Add|Mul|And|Or|Xor|BitwiseOr|BitwiseXor(a, b)", shape_safe=True)
+@rule("Add|Mul|And|Or|Xor|BitwiseAnd|BitwiseOr|BitwiseXor(a, b)", shape_safe=True)
 def neutral_operand(m: Match, make: Draft) -> Tensor | None:
     """N13. x+0, x*1, x and true, ... in either order. (-0 + 0 gives +0: accepted, the values are equal.)"""
     neutral = EITHER[m.root.op]
@@ -65,7 +65,7 @@ def _is_all(m: Match, make: Draft, c: Tensor, value: float, x: Tensor) -> bool:
     if m.graph.opset < 7 or not isinstance(c, Constant) or nbytes(c) > READ or not _fits(c, x):
         return False
     array = make.array(c)
-    return array is not None and array.size > 0 and bool(np.all(array == value))
+    return array is not None and array.size > 0 and bool(np.all(array == np.asarray(value).astype(array.dtype)))
 
 
 def _fits(c: Tensor, x: Tensor) -> bool:
@@ -134,7 +134,7 @@ def _direct(x: Tensor, y: Tensor, to: int) -> bool:
     return integer and whole and np.dtype(y.dtype).kind in "biu"
 
 
-@rule("Neg|Not(y)", shape_safe=True)
+@rule("Neg|Not|BitwiseNot(y)", shape_safe=True)
 def undone(m: Match, make: Draft) -> Tensor | None:
     """N19. Negation of a negation; exact for two's complement as well."""
     inner = producer(m["y"], m.root.op)
@@ -167,6 +167,12 @@ def where_constant(m: Match, make: Draft) -> Tensor | None:
     return m["a"] if array.all() else m["b"]
 
 
+@rule("Where(condition, x, x)")
+def where_same(m: Match, make: Draft) -> Tensor | None:
+    """N20. The same tensor either way; the engine sees to the broadcast shape."""
+    return m["x"]
+
+
 @rule("Sum(x)", "Mean(x)", "Max(x)", "Min(x)", shape_safe=True)
 def one_operand(m: Match, make: Draft) -> Tensor | None:
     """N22. The sum, mean, largest or smallest of one operand."""
@@ -191,6 +197,7 @@ RULES = (
     idempotent,
     clip_again,
     where_constant,
+    where_same,
     one_operand,
     einsum_nothing,
 )

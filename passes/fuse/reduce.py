@@ -4,9 +4,10 @@
     ReduceSum(x x)  =  ReduceSumSquare(x)      Sqrt(ReduceSumSquare(x))  =  ReduceL2(x)
     ReduceMean over H and W of [N, C, H, W]  =  GlobalAveragePool
     Log(ReduceSum(Exp(x)))  =  ReduceLogSumExp(x)      Log(Softmax(x))  =  LogSoftmax(x)
+    ReduceL2 of one x  =  |x|                          ReduceLogSumExp of one x  =  x
 
-The last two stay finite where the spelt form overflows or underflows, so they wait for fast-math. (S17, S22, E10 of the
-usual catalogues.)
+The last four stay finite where the spelt form overflows or underflows, so they wait for fast-math. (S17, S22, E10, N16,
+N17 of the usual catalogues.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from optimizer.graph import Tensor
 from optimizer.match import Match
 from optimizer.ops import axes
 from optimizer.rewrite import Draft, rule
+from passes.cleanup.reductions import single, without
 from passes.fuse.arrays import has_dtype, rank
 
 REDUCE = "ReduceL1|ReduceL2|ReduceLogSum|ReduceLogSumExp|ReduceMax|ReduceMean|ReduceMin|ReduceProd|ReduceSum"
@@ -73,3 +75,11 @@ def reduce_log_sum_exp(m: Match, make: Draft) -> Tensor | None:
     if make.graph.opset < 18:
         return make.node("ReduceLogSumExp", m["x"], attrs={**attrs, "axes": list(over)})
     return make.node("ReduceLogSumExp", m["x"], make.constant(np.array(over, np.int64), "axes"), attrs=attrs)
+
+
+@rule("ReduceL2|ReduceLogSumExp(x, a?)", shape_safe=True, fast_math=True)
+def reduce_one_stable(m: Match, make: Draft) -> Tensor | None:
+    over = single(make, m.root)
+    if over is None or not has_dtype(m["x"], *FLOATS):
+        return None
+    return without(make, m.root, m["x"] if m.root.op == "ReduceLogSumExp" else make.node("Abs", m["x"]), over)
