@@ -51,6 +51,7 @@ RULES: tuple[Rule, ...] = (
     affine_conv.mul_add_conv,
     pad.pad_conv,
     pad.pad_average_pool,
+    pad.pad_max_pool,
     gemm.gemm_mul,
     gemm.gemm_add,
     gemm.gemm_bn,
