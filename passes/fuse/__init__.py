@@ -29,6 +29,7 @@ from passes.fuse import (
     hard,
     norm,
     pad,
+    products,
     reduce,
     reshape,
     slices,
@@ -65,7 +66,12 @@ RULES: tuple[Rule, ...] = (
     gemm.matmul_add_mul,
     gemm.matmul_move_mul,
     gemm.matmul_bn,
+    products.matmul_matmul,
+    products.gemm_gemm,
+    products.matmul_sum,
     gemm.matmul_add,
+    gemm.gemm_sum,
+    gemm.gemm_gemm_sum,
     bias.zero_bias,
     hard.hard_swish,
     hard.hard_swish_clip,
@@ -101,6 +107,7 @@ RULES: tuple[Rule, ...] = (
 NAMES = tuple(one.name for one in RULES)
 # Shorter, yet slower on ONNX Runtime's CPU kernels, by 1.3 to 3 times where it was measured: applied only where named.
 NAMED_ONLY = frozenset(["swish", "reduce-sum-square", "reduce-l2", "global-average-pool"])
+GEMM = ("matmul-add", "gemm-sum", "gemm-gemm-sum")  # of what is added to a product
 OLDEST = 7  # before it broadcasting is an attribute, and BatchNormalization trains unless told otherwise
 
 
@@ -108,8 +115,8 @@ OLDEST = 7  # before it broadcasting is an attribute, and BatchNormalization tra
 class Fuse(Pass):
     """Applies fusion rules. `rules`: only these (empty: all but NAMED_ONLY); `skip`: not these.
 
-    `gemm` makes Gemm of MatMul and Add. `fast_math` adds the rules that may change NaN, -0 or overflow. Models below
-    operator set 7 are left alone.
+    `gemm` makes one Gemm of a product and what is added to it. `fast_math` adds the rules that may change NaN, -0 or
+    overflow. Models below operator set 7 are left alone.
     """
 
     name: ClassVar[str] = "fuse"
@@ -129,7 +136,7 @@ class Fuse(Pass):
     def chosen(self) -> tuple[Rule, ...]:
         """The rules to apply, in the order in which they are tried at a node."""
         on = self.rules or tuple(name for name in NAMES if name not in NAMED_ONLY)
-        off = (*self.skip, *(() if self.gemm else ("matmul-add",)))
+        off = (*self.skip, *(() if self.gemm else GEMM))
         return tuple(one for one in RULES if one.name in on and one.name not in off)
 
     def run(self, graph: Graph, ctx: Context) -> int:
