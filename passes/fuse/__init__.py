@@ -7,6 +7,7 @@ To add one, write its file and put it into the table.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import ClassVar
@@ -37,6 +38,7 @@ from passes.fuse import (
     squeeze,
     transpose,
 )
+from passes.fuse.sink import sink_transposes
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ class Fuse(Pass):
     """Applies fusion rules. `rules`: only these (empty: all but NAMED_ONLY); `skip`: not these.
 
     `gemm` makes one Gemm of a product and what is added to it. `fast_math` adds the rules that may change NaN, -0 or
-    overflow. Models below operator set 7 are left alone.
+    overflow. `sink` moves Transposes to where they cancel. Models below operator set 7 are left alone.
     """
 
     name: ClassVar[str] = "fuse"
@@ -125,6 +127,7 @@ class Fuse(Pass):
     skip: tuple[str, ...] = ()
     fast_math: bool = False
     gemm: bool = True
+    sink: bool = True
 
     def __post_init__(self) -> None:
         for given in (*self.rules, *self.skip):
@@ -142,6 +145,9 @@ class Fuse(Pass):
     def run(self, graph: Graph, ctx: Context) -> int:
         if graph.opset < OLDEST:
             return 0
-        fired = apply_rules(graph, self.chosen, fast_math=self.fast_math)
+        fired = Counter(apply_rules(graph, self.chosen, fast_math=self.fast_math))
+        while self.sink and not self.rules and (count := sink_transposes(graph)):
+            fired["sink"] += count
+            fired.update(apply_rules(graph, self.chosen, fast_math=self.fast_math))
         log.info("fuse: %s", ", ".join(f"{name} {count}" for name, count in sorted(fired.items())) or "nothing")
         return sum(fired.values())
