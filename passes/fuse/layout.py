@@ -25,10 +25,10 @@ from optimizer.rewrite import SLACK
 Perm = tuple[int, ...]
 
 UNARY = frozenset([
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike", "Ceil", "Celu",
-    "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf",
-    "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
-    "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos", "Cosh",
+    "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu",
+    "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
+    "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
 ])  # fmt: skip
 BROADCAST = frozenset([
     "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
@@ -164,6 +164,12 @@ def _gather(graph: Graph, node: Node, perm: Perm) -> Moved | None:
     return Moved(perm if shape else without(perm, [axis]), {"axis": perm[axis]})
 
 
+def _cast(graph: Graph, node: Node, perm: Perm) -> Moved | None:
+    """Only to what every runtime can transpose."""
+    dtype = node.outputs[0].dtype
+    return None if dtype is None or np.dtype(dtype).kind not in "biuf" else Moved(perm)
+
+
 def _quantize(graph: Graph, node: Node, perm: Perm) -> Moved | None:
     shape = node.inputs[1].shape
     if shape is None or len(shape) > 1 or attribute(graph, node, "block_size"):
@@ -266,6 +272,8 @@ def _resize(graph: Graph, node: Node, perm: Perm) -> Moved | None:
 FORMS: dict[str, Callable[[Graph, Node, Perm], Moved | None]] = {
     "ArgMax": _arg,
     "ArgMin": _arg,
+    "Cast": _cast,
+    "CastLike": _cast,
     "DequantizeLinear": _quantize,
     "Gather": _gather,
     "Hardmax": _softmax,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +49,7 @@ class Region:
     nodes: list[Node]  # in execution order
     forms: dict[int, Moved]
     perms: dict[int, Perm]
-
-    def tensors(self) -> Iterator[Tensor]:
-        """The tensors that have two forms."""
-        return (t for node in self.nodes for t in node.outputs if id(t) in self.perms)
+    tensors: list[Tensor]  # those of `perms`; held, so that no new tensor gets the id of one that is gone
 
     def begins(self, node: Node) -> bool:
         """True for a Transpose of a tensor that has one form."""
@@ -68,12 +65,12 @@ def _sink(scope: Graph) -> int:
     if sum(node.op == "Transpose" and not node.domain for node in scope.nodes) < 2:
         return 0
     region = _useful(_region(scope))
-    return sum(_Move(region, chosen).run() for island in _islands(region) if (chosen := _choose(region, island)))
+    return sum(_Move(region).run(_choose(region, island)) for island in _islands(region))
 
 
 def _region(scope: Graph) -> Region:
     """Follows every Transpose down through the nodes that have a second form."""
-    region = Region(scope, in_order(scope.nodes), {}, {})
+    region = Region(scope, in_order(scope.nodes), {}, {}, [])
     for node in region.nodes:
         if node.op == "Transpose" and not node.domain:
             form = _transpose(region, node)
@@ -107,9 +104,8 @@ def _useful(region: Region) -> Region:
             kept.append(node)
             wanted.update(inner)
     forms = {id(node): region.forms[id(node)] for node in kept}
-    made = {id(t) for node in kept for t in node.outputs}
-    perms = {key: perm for key, perm in region.perms.items() if key in made}
-    return Region(region.scope, kept[::-1], forms, perms)
+    tensors = [t for node in kept for t in node.outputs if id(t) in region.perms]
+    return Region(region.scope, kept[::-1], forms, {id(t): region.perms[id(t)] for t in tensors}, tensors)
 
 
 def _size(tensors: Iterable[Tensor]) -> int:
@@ -126,9 +122,9 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _islands(region: Region) -> list[list[Node]]:
-    """The nodes that share tensors with two forms, directly or through others."""
+    """The nodes that share tensors with two forms, directly or through others, in execution order."""
     near: dict[int, list[Node]] = {id(node): [] for node in region.nodes}
-    for tensor in region.tensors():
+    for tensor in region.tensors:
         maker = tensor.inputs[0]
         for reader in dict.fromkeys(tensor.outputs):
             if id(reader) in region.forms:
@@ -144,12 +140,12 @@ def _islands(region: Region) -> list[list[Node]]:
                 island.append(one)
                 pending.extend(near[id(one)])
         if len(island) > 1:
-            found.append(island)
+            found.append(sorted(island, key=lambda one: one.order))
     return found
 
 
-def _choose(region: Region, island: list[Node]) -> set[int]:
-    """Ids of the nodes that shall compute in the second form; none unless that saves bytes and adds no Transpose.
+def _choose(region: Region, island: list[Node]) -> list[Node]:
+    """The nodes that shall compute in the second form; none unless that saves bytes and adds no Transpose.
 
     First the cheapest way is tried, then the cheapest of those with the fewest Transposes.
     """
@@ -159,8 +155,8 @@ def _choose(region: Region, island: list[Node]) -> set[int]:
         second = smallest_side(net, FIRST, SECOND)
         cut = [c - launch for u, ends in net.items() if u not in second for v, c in ends.items() if v in second]
         if len(cut) <= len(now) and (sum(cut), len(cut)) < (sum(now), len(now)):
-            return {id(node) for node in island if id(node) in second or region.begins(node)}
-    return set()
+            return [node for node in island if id(node) in second or region.begins(node)]
+    return []
 
 
 def _net(region: Region, island: list[Node], launch: int) -> Net:
@@ -200,21 +196,20 @@ def _connect(net: Net, region: Region, tensor: Tensor, maker: int | str, cost: i
 class _Move:
     """Rewrites the chosen nodes of an island to the second form, and puts Transposes where the forms meet."""
 
-    def __init__(self, region: Region, chosen: set[int]):
+    def __init__(self, region: Region):
         self.region, self.scope = region, region.scope
-        self.nodes = [node for node in region.nodes if id(node) in chosen]
         self.second: dict[tuple[int, Perm], Tensor] = {}  # by id of the first form, and how far they are apart
-        self.made: list[tuple[Tensor, Perm]] = []  # in their first form; held, so that ids are not given again
+        self.made: list[tuple[Tensor, Perm]] = []  # in their first form
 
-    def run(self) -> int:
-        for node in self.nodes:
+    def run(self, chosen: list[Node]) -> int:
+        for node in chosen:
             if node.op == "Transpose":
                 self._pass(node)
             else:
                 self._rewrite(node)
         for tensor, perm in self.made:
             self._finish(tensor, perm)
-        return len(self.nodes)
+        return len(chosen)
 
     def _form(self, tensor: Tensor, perm: Perm) -> Tensor:
         """The second form of a tensor, by a Transpose where nothing makes it."""
