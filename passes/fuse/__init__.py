@@ -7,6 +7,7 @@ To add one, write its file and put it into the table.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import ClassVar
@@ -23,6 +24,8 @@ from passes.fuse import (
     concat,
     constants,
     conv_affine,
+    conv_conv,
+    conv_sum,
     depth,
     depthwise,
     einsum,
@@ -36,6 +39,7 @@ from passes.fuse import (
     pad,
     powers,
     product,
+    products,
     reduce,
     reshape,
     shape,
@@ -46,6 +50,7 @@ from passes.fuse import (
     squeeze,
     transpose,
 )
+from passes.fuse.sink import sink_transposes
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +70,11 @@ RULES: tuple[Rule, ...] = (
     pad.pad_average_pool,
     pad.pad_pad,
     depthwise.depthwise_mul,
+    pad.pad_max_pool,
+    conv_conv.conv_conv,
+    conv_sum.conv_sum,
+    conv_sum.conv_add_input,
+    conv_sum.conv_add_bn,
     gemm.gemm_mul,
     gemm.gemm_add,
     gemm.gemm_bn,
@@ -72,7 +82,12 @@ RULES: tuple[Rule, ...] = (
     gemm.matmul_add_mul,
     gemm.matmul_move_mul,
     gemm.matmul_bn,
+    products.matmul_matmul,
+    products.gemm_gemm,
+    products.matmul_sum,
     gemm.matmul_add,
+    gemm.gemm_sum,
+    gemm.gemm_gemm_sum,
     bias.zero_bias,
     product.gemm_transpose,
     product.matmul_rows,
@@ -153,6 +168,7 @@ RULES: tuple[Rule, ...] = (
 NAMES = tuple(one.name for one in RULES)
 # Shorter, yet slower on ONNX Runtime's CPU kernels, by 1.3 to 3 times where it was measured: applied only where named.
 NAMED_ONLY = frozenset(["swish", "reduce-sum-square", "reduce-l2", "global-average-pool"])
+GEMM = ("matmul-add", "gemm-sum", "gemm-gemm-sum")  # of what is added to a product
 OLDEST = 7  # before it broadcasting is an attribute, and BatchNormalization trains unless told otherwise
 
 
@@ -160,8 +176,8 @@ OLDEST = 7  # before it broadcasting is an attribute, and BatchNormalization tra
 class Fuse(Pass):
     """Applies fusion rules. `rules`: only these (empty: all but NAMED_ONLY); `skip`: not these.
 
-    `gemm` makes Gemm of MatMul and Add. `fast_math` adds the rules that may change NaN, -0 or overflow. Models below
-    operator set 7 are left alone.
+    `gemm` makes one Gemm of a product and what is added to it. `fast_math` adds the rules that may change NaN, -0 or
+    overflow. `sink` moves Transposes to where they cancel. Models below operator set 7 are left alone.
     """
 
     name: ClassVar[str] = "fuse"
@@ -171,6 +187,7 @@ class Fuse(Pass):
     skip: tuple[str, ...] = ()
     fast_math: bool = False
     gemm: bool = True
+    sink: bool = True
 
     def __post_init__(self) -> None:
         for given in (*self.rules, *self.skip):
@@ -182,12 +199,15 @@ class Fuse(Pass):
     def chosen(self) -> tuple[Rule, ...]:
         """The rules to apply, in the order in which they are tried at a node."""
         on = self.rules or tuple(name for name in NAMES if name not in NAMED_ONLY)
-        off = (*self.skip, *(() if self.gemm else ("matmul-add",)))
+        off = (*self.skip, *(() if self.gemm else GEMM))
         return tuple(one for one in RULES if one.name in on and one.name not in off)
 
     def run(self, graph: Graph, ctx: Context) -> int:
         if graph.opset < OLDEST:
             return 0
-        fired = apply_rules(graph, self.chosen, fast_math=self.fast_math)
+        fired = Counter(apply_rules(graph, self.chosen, fast_math=self.fast_math))
+        while self.sink and not self.rules and (count := sink_transposes(graph)):
+            fired["sink"] += count
+            fired.update(apply_rules(graph, self.chosen, fast_math=self.fast_math))
         log.info("fuse: %s", ", ".join(f"{name} {count}" for name, count in sorted(fired.items())) or "nothing")
         return sum(fired.values())

@@ -5,14 +5,17 @@
 A constant scales columns only where, aligned to the right, it varies along the last axis alone. BatchNormalization
 normalises axis 1, which is the column of a product only at rank 2; with a Reshape between them nothing is matched, so
 M = N cannot be mistaken for it. A scalar commutes with every movement of elements, so the factor that attention puts on
-its queries, split into heads, moves back into their weights. (W14, W15, W16 of the usual catalogues.)
+its queries, split into heads, moves back into their weights. What is added to a product without a bias becomes its C,
+another product too, which takes both biases. (W14, W15, W16, W29 of the usual catalogues.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from optimizer.graph import Array, Tensor
+from optimizer.graph import Array, Dim, Tensor
 from optimizer.match import Match
 from optimizer.ops import scalar
 from optimizer.rewrite import Draft, rule
@@ -138,10 +141,44 @@ def matmul_bn(m: Match, make: Draft) -> Tensor | None:
 @rule("Add(MatMul(x, w), b)")
 def matmul_add(m: Match, make: Draft) -> Tensor | None:
     x, w, b = m["x"], m["w"], m["b"]
-    if rank(x) != 2 or rank(w) != 2 or b.shape is None or not has_dtype(x, *GEMM):
-        return None
-    product = [x.shape[0], w.shape[1]]
-    dims = [1] * (2 - len(b.shape)) + list(b.shape)
-    if len(dims) != 2 or not all(d == 1 or (d is not None and d == p) for d, p in zip(dims, product, strict=True)):
+    if rank(x) != 2 or rank(w) != 2 or not has_dtype(x, *GEMM) or not _fits(b, [x.shape[0], w.shape[1]]):
         return None
     return make.node("Gemm", x, w, b)
+
+
+@rule("Add(Gemm(x, w), b)")
+def gemm_sum(m: Match, make: Draft) -> Tensor | None:
+    gemm = m.node("Gemm")
+    if not has_dtype(m["x"], *GEMM) or not _fits(m["b"], gemm.outputs[0].shape):
+        return None
+    return make.node("Gemm", m["x"], m["w"], m["b"], attrs={**gemm.attrs, "beta": 1.0})
+
+
+@rule("Add(Gemm(x, w, b), Gemm(y, v, c))")
+def gemm_gemm_sum(m: Match, make: Draft) -> Tensor | None:
+    one, other = m.nodes[1:]
+    shape = one.outputs[0].shape
+    if shape is None or not isinstance(shape[1], int) or list(shape) != list(other.outputs[0].shape or ()):
+        return None
+    if not _fits(other.outputs[0], shape) or not has_dtype(m["w"], *GEMM):
+        return None
+    total = np.zeros(shape[1])
+    for node in (one, other):
+        bias = make.array(node.inputs[2])
+        columns = None if bias is None else per_channel(bias, 2, 1, shape[1])
+        if columns is None:
+            return None
+        total = total + make.attr(node, "beta") * columns
+    rounded = narrow(total, np.dtype(m["w"].dtype))
+    if rounded is None:
+        return None
+    inner = make.node("Gemm", *other.inputs[:2], make.constant(rounded, "bias"), attrs={**other.attrs, "beta": 1.0})
+    return make.node("Gemm", *one.inputs[:2], inner, attrs={**one.attrs, "beta": 1.0})
+
+
+def _fits(b: Tensor, product: Sequence[Dim] | None) -> bool:
+    """True where the tensor broadcasts to the product of two matrices, for all values of the symbols."""
+    if b.shape is None or product is None:
+        return False
+    dims = [1] * (2 - len(b.shape)) + list(b.shape)
+    return len(dims) == 2 and all(d == 1 or (d is not None and d == p) for d, p in zip(dims, product, strict=True))

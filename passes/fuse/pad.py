@@ -2,8 +2,11 @@
 
 Conv multiplies what it pads by the weights, and 0 is 0 either way. AveragePool counts explicit zeros as elements, so
 its count_include_pad becomes 1, which changes nothing else where it had no pads of its own or counted them already.
-MaxPool pads with the lowest value, not with 0: it is left alone. Padding twice with one value is padding once. (W8, W9,
-S21 of the usual catalogues.)
+
+MaxPool ignores what it pads. An explicit pad counts, so it must not be larger than anything that x can hold: infinity
+below, the lowest integer, or 0 behind an operator that gives nothing negative. A window must hold an element of x; with
+pads smaller than the kernel and no dilation each does that starts before the end of x, and an x without elements must
+not have windows at all. Padding twice with one value is padding once. (W8, W9, W10, S21 of the usual catalogues.)
 """
 
 from __future__ import annotations
@@ -12,17 +15,26 @@ import numpy as np
 
 from optimizer.graph import Node, Tensor
 from optimizer.match import Match
-from optimizer.ops import scalar
+from optimizer.ops import clamp, scalar
 from optimizer.rewrite import Draft, rule
 from passes.fuse.arrays import rank as rank_of
+from passes.fuse.window import own_pads
+
+NONNEGATIVE = ("Abs", "Exp", "HardSigmoid", "Sigmoid", "Softmax", "Softplus")  # of floats: integers wrap around
 
 
 def _zeros(m: Match, make: Draft, rank: int) -> list[int] | None:
     """Begins, then ends, of the matched Pad along the spatial axes; None unless it adds only zeros, only there."""
+    found = _spatial(m, make, rank)
+    return None if found is None or found[1] != 0 else found[0]
+
+
+def _spatial(m: Match, make: Draft, rank: int) -> tuple[list[int], float] | None:
+    """Begins, then ends, of the matched Pad along the spatial axes, and its value; None where it pads otherwise."""
     full, value = _amounts(m.node("Pad"), make, rank)
-    if full is None or value != 0 or any(full[:2] + full[rank : rank + 2]):
+    if full is None or value is None or any(full[:2] + full[rank : rank + 2]):
         return None
-    return full[2:rank] + full[rank + 2 :]
+    return full[2:rank] + full[rank + 2 :], value
 
 
 def _amounts(pad: Node, make: Draft, rank: int) -> tuple[list[int] | None, float | None]:
@@ -55,21 +67,13 @@ def _inputs(pad: Node, make: Draft) -> tuple[list[int] | None, float | None, lis
     return lists[1], value, lists.get(3)
 
 
-def _own(node: Node, make: Draft, spatial: int) -> list[int] | None:
-    """The operator's own pads; None where it computes them from the size of its input."""
-    auto = make.attr(node, "auto_pad")
-    if auto == "VALID":
-        return [0] * (2 * spatial)
-    return list(make.attr(node, "pads") or [0] * (2 * spatial)) if auto == "NOTSET" else None
-
-
 @rule("Conv(Pad(x, *how), w, b?)")
 def pad_conv(m: Match, make: Draft) -> Tensor | None:
     conv = m.root
     if m["w"].shape is None:
         return None
     rank = len(m["w"].shape)
-    extra, own = _zeros(m, make, rank), _own(conv, make, rank - 2)
+    extra, own = _zeros(m, make, rank), own_pads(conv, make, rank - 2)
     if extra is None or own is None:
         return None
     attrs = {k: v for k, v in conv.attrs.items() if k != "auto_pad"}
@@ -81,7 +85,7 @@ def pad_conv(m: Match, make: Draft) -> Tensor | None:
 def pad_average_pool(m: Match, make: Draft) -> Tensor | None:
     pool = m.root
     kernel = list(pool.attrs["kernel_shape"])
-    extra, own = _zeros(m, make, len(kernel) + 2), _own(pool, make, len(kernel))
+    extra, own = _zeros(m, make, len(kernel) + 2), own_pads(pool, make, len(kernel))
     if extra is None or own is None or make.attr(pool, "ceil_mode"):
         return None
     if any(own) and not make.attr(pool, "count_include_pad"):
@@ -107,3 +111,35 @@ def pad_pad(m: Match, make: Draft) -> Tensor | None:
         return make.node("Pad", x, attrs={**outer.attrs, "pads": pads})
     fill = outer.inputs[2] if len(outer.inputs) > 2 and outer.inputs[2].name else None
     return make.node("Pad", x, make.constant(np.array(pads, np.int64), "pads"), fill, attrs=outer.attrs)
+
+
+@rule("MaxPool(Pad(x, *how))")
+def pad_max_pool(m: Match, make: Draft) -> Tensor | None:
+    pool, x = m.root, m["x"]
+    kernel = list(pool.attrs["kernel_shape"])
+    found, own = _spatial(m, make, len(kernel) + 2), own_pads(pool, make, len(kernel))
+    if found is None or own is None or not found[1] <= _lowest(x, make):
+        return None
+    if make.attr(pool, "ceil_mode") or any(d != 1 for d in make.attr(pool, "dilations") or ()):
+        return None
+    pads = [a + b for a, b in zip(found[0], own, strict=True)]
+    if any(p >= k for p, k in zip(pads, kernel * 2, strict=True)):
+        return None
+    dims = [None] * len(kernel) if x.shape is None else x.shape[2:]
+    for k, p, q, dim in zip(kernel, pads, pads[len(kernel) :], dims, strict=False):
+        if p + q >= k and not (isinstance(dim, int) and dim > 0):
+            return None
+    attrs = {k: v for k, v in pool.attrs.items() if k != "auto_pad"}
+    return make.node("MaxPool", x, attrs=attrs | {"pads": pads})
+
+
+def _lowest(x: Tensor, make: Draft) -> float:
+    """A number that no element of `x` is below."""
+    if x.dtype is None or np.dtype(x.dtype).kind in "iu":
+        return -np.inf if x.dtype is None else int(np.iinfo(x.dtype).min)
+    maker = x.inputs[0] if x.inputs and not x.inputs[0].domain else None
+    if maker is not None and maker.op in NONNEGATIVE:
+        return 0
+    if maker is None or maker.op not in ("Relu", "Clip"):
+        return -np.inf
+    return min(clamp(make.graph, maker) or (-np.inf,))
