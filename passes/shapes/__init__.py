@@ -1,8 +1,8 @@
 """Shape arithmetic that is known before any input is: exporters compute at run time what the graph already says.
 
 The interpreter gives every small integer tensor as expressions over the inputs' symbolic dims. From that follow
-constants (C4), Reshape to a constant target (C5), no-ops (N4, N7, N11 with symbols), and one computation in place of
-several that give the same numbers (C13, C10 and C11 where the numbers are dims of one tensor).
+constants (C4), Reshape to a constant target (C5), no-ops (N4, N7, N11 with symbols), one computation in place of
+several that give the same numbers (C13, C10 and C11 where the numbers are dims of one tensor), and conditions (H8).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from optimizer.context import Context
 from optimizer.graph import Array, Graph, Node, Tensor
 from optimizer.ops import is_pure
 from optimizer.pipeline import Pass
+from passes.shapes.branches import decide_branches
 from passes.shapes.elements import RULES
 from passes.shapes.interpret import Interpreter
 from passes.shapes.target import constant_target
@@ -45,7 +46,8 @@ class Shapes(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         shapes.infer(graph)
-        return _scope(graph, Interpreter(graph), ChainMap())
+        count = _scope(graph, Interpreter(graph), ChainMap())
+        return count or decide_branches(graph)
 
 
 def _scope(scope: Graph, facts: Interpreter, seen: Seen) -> int:
