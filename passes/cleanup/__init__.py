@@ -1,7 +1,8 @@
 """Housekeeping that leaves every computed number as it is: fewer nodes, fewer and smaller initializers.
 
 Constant nodes become initializers, no-ops and inference-time Dropout disappear, equal initializers are merged,
-results that nobody reads are not computed. One idea a file: constants, dropout, dead, movement and value no-ops.
+results that nobody reads are not computed, short loops are unrolled, sequences of known tensors resolved. One idea a
+file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from optimizer.rewrite import apply_rules
 from passes.cleanup import movement, values, windows
 from passes.cleanup.constants import lift_constants, merge_duplicates
 from passes.cleanup.dead import drop_dropout, drop_unused_results, take_branches
+from passes.cleanup.hoist import hoist_invariants
+from passes.cleanup.unroll import unroll_loops
 
 
 @dataclass(frozen=True)
@@ -27,5 +30,6 @@ class Cleanup(Pass):
     def run(self, graph: Graph, ctx: Context) -> int:
         count = lift_constants(graph) + take_branches(graph) + drop_dropout(graph)
         count += sum(apply_rules(graph, movement.RULES + windows.RULES + values.RULES).values())
+        count += hoist_invariants(graph) + unroll_loops(graph)
         count += merge_duplicates(graph) + drop_unused_results(graph)
         return count + graph.sweep()

@@ -1,8 +1,8 @@
 """A branch of an If that can only end in an error is never the one that counts (H8): the If takes the other.
 
-Exporters ask for a size at run time, squeeze the axis where it is 1 and go on with one rank more where it is not, though
-what follows takes only one of both. Let the condition be false. Then the result has the rank of the else branch, and
-whatever follows from that rank (Size(Shape(x)), further Ifs) is known. If an operator that runs whenever the If does now
+Exporters ask for a size at run time, squeeze the axis where it is 1, and go on with one rank more where it is not, even
+if what follows takes only one of both. Let the condition be false. Then the result has the rank of the else branch, and
+what follows from that rank (Size(Shape(x)), further Ifs) is known. If an operator that runs whenever the If does now
 gets an input of a rank that it refuses by definition, the run fails. So in every run that gives outputs the condition
 was true, and then both models give the same; where the original fails, the rewritten one may give numbers.
 
