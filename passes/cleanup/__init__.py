@@ -14,11 +14,14 @@ from optimizer.context import Context
 from optimizer.graph import Graph
 from optimizer.pipeline import Pass
 from optimizer.rewrite import apply_rules
-from passes.cleanup import movement, values, windows
+from passes.cleanup import movement, sequences, values, windows
 from passes.cleanup.constants import lift_constants, merge_duplicates
 from passes.cleanup.dead import drop_dropout, drop_unused_results, take_branches
 from passes.cleanup.hoist import hoist_invariants
+from passes.cleanup.sequences import split_sequences
 from passes.cleanup.unroll import unroll_loops
+
+RULES = movement.RULES + windows.RULES + values.RULES + sequences.RULES
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Cleanup(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         count = lift_constants(graph) + take_branches(graph) + drop_dropout(graph)
-        count += sum(apply_rules(graph, movement.RULES + windows.RULES + values.RULES).values())
+        count += split_sequences(graph)
+        count += sum(apply_rules(graph, RULES).values())
         count += hoist_invariants(graph) + unroll_loops(graph)
         count += merge_duplicates(graph) + drop_unused_results(graph)
         return count + graph.sweep()
