@@ -16,7 +16,7 @@ from optimizer.pipeline import Pass
 from optimizer.rewrite import apply_rules
 from passes.cleanup import movement, sequences, values, windows
 from passes.cleanup.constants import lift_constants, merge_duplicates
-from passes.cleanup.dead import drop_dropout, drop_unused_results, take_branches
+from passes.cleanup.dead import assume_conditions, drop_dropout, drop_unused_results, take_branches
 from passes.cleanup.hoist import hoist_invariants
 from passes.cleanup.sequences import split_sequences
 from passes.cleanup.unroll import unroll_loops
@@ -31,7 +31,7 @@ class Cleanup(Pass):
     name: ClassVar[str] = "cleanup"
 
     def run(self, graph: Graph, ctx: Context) -> int:
-        count = lift_constants(graph) + take_branches(graph) + drop_dropout(graph)
+        count = lift_constants(graph) + assume_conditions(graph) + take_branches(graph) + drop_dropout(graph)
         count += split_sequences(graph)
         count += sum(apply_rules(graph, RULES).values())
         count += hoist_invariants(graph) + unroll_loops(graph)

@@ -105,7 +105,7 @@ def _facts(graph: Graph) -> Interpreter:
 
 def _refuses(node: Node, facts: Interpreter) -> bool:
     """True where an input has a rank that the operator does not take, by its definition and in ONNX Runtime."""
-    if node.domain or node.op not in STRICT:
+    if node.domain or node.op not in STRICT or not node.inputs:  # without inputs it went with a branch not taken
         return False
     dims = [facts.dims(t) for t in node.inputs[:2]]
     if dims[0] is None:
