@@ -123,7 +123,7 @@ def ship(source: Path, text: str, folder: Path, row: Row) -> Path | None:
     out = folder / text
     command = [str(Path(sys.executable).with_name("optimize")), str(source), "--target", text, "-o", str(out), "-q"]
     command += ["--data", str(folder / "calib" / "*.npz"), "--threads", str(THREADS), "--gpu", GPUS]
-    command += ["--fix", FIXED[row.model]] if row.model in FIXED else []
+    command += ["--freeze", FIXED[row.model]] if row.model in FIXED else []
     command += ["--min-sqnr", LOOSE[row.model]] if row.model in LOOSE else []
     start = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -20,6 +20,7 @@ from optimizer.build import Builder, Watch
 from optimizer.choose import Choice, pick
 from optimizer.context import Context
 from optimizer.data import Data, Given, interface, open_data
+from optimizer.dims import Shapes, fix_dims
 from optimizer.engine import BuildError, EngineOptions, make_profiles
 from optimizer.errors import DataError, GateError, ModelError, UnavailableError, UserError
 from optimizer.evaluate import Evaluate
@@ -92,6 +93,7 @@ def optimize(
     dump: Path | str | None = None,
     bisect_limit: int | None = None,
     fixed: Mapping[str, float] | None = None,
+    shapes: Shapes | None = None,
     engine: EngineOptions | None = None,
     emit: Literal["engine", "onnx"] = "engine",
     min_int8: float = MIN_INT8,
@@ -101,8 +103,9 @@ def optimize(
 
     `data` is what --data takes, a list of feeds, or a function that returns an iterable of them; `metric` a function
     of a callable model, higher is better. Limits: `min_sqnr` in dB, `min_agreement` a share of rows, `max_drop` in the
-    metric's unit. `threads` 0 means all cores. `fixed` gives inputs the one value they will ever have. `prune` is the
-    share to remove before anything else is done, or the options of that pass as text.
+    metric's unit. `threads` 0 means all cores. `fixed` gives inputs the one value they will ever have, `shapes` gives
+    them dims: numbers, the names that dims keep or get, None for what stays. `prune` is the share to remove before
+    anything else is done, or the options of that pass as text.
 
     For targets that compile: `engine` says how, `emit` "onnx" stops at the model that the compiler takes, `min_int8` is
     the least share of the eligible MACs that must be int8.
@@ -113,7 +116,8 @@ def optimize(
     """
     if target == "auto":
         asked = {"passes": passes, "scheme": scheme, "statistics": statistics, "engine": engine, "dump": dump}
-        _refuse(asked | {"fixed": fixed, "bisect-limit": bisect_limit, "verify-each": verify_each or None})
+        narrowing = {"freeze": fixed, "shape": shapes}
+        _refuse({**asked, **narrowing, "bisect-limit": bisect_limit, "verify-each": verify_each or None})
         from optimizer import auto
 
         folder = auto.choose(
@@ -140,6 +144,7 @@ def optimize(
     watch = Watch(verify_each, None if dump is None else Path(dump), limit)
     folder = artifact.destination(path, goal.family, out)
     graph = load(source)
+    narrowed = fix_dims(graph, shapes or {})
     _check_inputs(graph, fixed or {}, engine)
     evaluate = Evaluate(threads)
     with artifact.writing(folder) as temporary:
@@ -176,7 +181,7 @@ def optimize(
         seconds = time.perf_counter() - start
         record = Record(
             goal, plan, gate, variants, choice, feeds, checked, known, source, seed, threads, seconds, engine_,
-            backend.recipe(),
+            backend.recipe(), fixed or {}, narrowed,
         )  # fmt: skip
         made = manifest(record, files)
         artifact.write_manifest(temporary, made)
@@ -227,7 +232,7 @@ def _check_inputs(graph: Graph, fixed: Mapping[str, float], engine: EngineOption
     """Finds what is wrong with options that name inputs before the long work starts. Raises UserError."""
     inputs = interface(graph)
     if unknown := [name for name in fixed if name not in inputs]:
-        raise UserError(f"--fix names '{unknown[0]}', but the model's inputs are {', '.join(inputs)}")
+        raise UserError(f"--freeze names '{unknown[0]}', but the model's inputs are {', '.join(inputs)}")
     if engine is not None:
         make_profiles(inputs, {}, engine.profiles)
 

@@ -74,7 +74,9 @@ def optimize(
     data: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
     preprocess: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
     statistics: Annotated[Path | None, Parameter(group=DATA, show_default=False)] = None,
-    fix: Annotated[list[str] | None, Parameter(group=DATA, show_default=False, negative=())] = None,
+    freeze: Annotated[list[str] | None, Parameter(group=DATA, show_default=False, negative=())] = None,
+    fix: Annotated[list[str] | None, Parameter(show=False, negative=())] = None,
+    shape: Annotated[list[str] | None, Parameter(group=DATA, show_default=False, negative=())] = None,
     metric: Annotated[str | None, Parameter(group=LIMITS, show_default=False)] = None,
     max_drop: Annotated[float, Parameter(group=LIMITS)] = 0.01,
     min_sqnr: Annotated[float | None, Parameter(group=LIMITS, show_default=False)] = None,
@@ -83,7 +85,6 @@ def optimize(
     threads: int = 0,
     seed: int = 0,
     gpu: Annotated[str | None, Parameter(group=ENGINE, show_default=False)] = None,
-    shape: Annotated[list[str] | None, Parameter(group=ENGINE, show_default=False, negative=())] = None,
     min_int8: Annotated[float, Parameter(group=ENGINE)] = 0.9,
     emit: Annotated[Literal["engine", "onnx"], Parameter(group=ENGINE)] = "engine",
     workspace: Annotated[float | None, Parameter(group=ENGINE, show_default=False)] = None,
@@ -124,8 +125,13 @@ def optimize(
         mean=0.485,0.456,0.406 std=0.229,0.224,0.225'.
     statistics: Path
         Calibration of an earlier run (its statistics.npz), used instead of calibrating again.
-    fix: list[str]
+    freeze: list[str]
         INPUT=VALUE: an input that always has this value, such as sr=16000; branches on it go. May be repeated.
+    fix: list[str]
+        The older name of --freeze.
+    shape: list[str]
+        INPUT=SIZES: an input that always has these sizes, such as x=1x3x224x224; a name or ? keeps a dim as it is.
+        Engines serve a range of sizes: INPUT=MIN:OPT:MAX, such as x=1x3x8x8:8x3x8x8:32x3x8x8. May be repeated.
     metric: str
         file.py:function; gets a callable model (dict in, dict out), returns a number, higher is better.
     max_drop: float
@@ -142,8 +148,6 @@ def optimize(
         Seed of random inputs.
     gpu: str
         Compute capabilities to build for, e.g. sm_89,sm_120; default the GPU that is here, else sm_89.
-    shape: list[str]
-        INPUT=MIN:OPT:MAX, e.g. x=1x3x224x224:8x3x224x224:32x3x224x224; default what the data has. May be repeated.
     min_int8: float
         Fail (exit 4) where less of the work that could be int8 is: a share of the multiply-accumulates.
     emit: str
@@ -203,9 +207,18 @@ def optimize(
             verify_each=verify_each,
             dump=dump,
             bisect_limit=bisect_limit,
-            fixed=_values(fix or []),
+            fixed=_values([*(freeze or []), *(fix or [])]),
+            shapes=_shapes([text for text in shape or [] if not _is_profile(text)]),
             engine=_engine(
-                gpu, shape or [], workspace, level, timing_cache, strip_weights, refit, version_compatible, plugin or []
+                gpu,
+                list(filter(_is_profile, shape or [])),
+                workspace,
+                level,
+                timing_cache,
+                strip_weights,
+                refit,
+                version_compatible,
+                plugin or [],
             ),
             emit=emit,
             min_int8=min_int8,
@@ -227,8 +240,25 @@ def _values(texts: list[str]) -> dict[str, float]:
         except ValueError:
             name = ""
         if not name:
-            raise UserError(f"--fix {text} is not INPUT=VALUE, such as sr=16000")
+            raise UserError(f"--freeze {text} is not INPUT=VALUE, such as sr=16000")
+    if len(found) < len(texts):
+        raise UserError(f"--freeze is given twice for one input: {', '.join(texts)}")
     return found
+
+
+def _shapes(texts: list[str]) -> dict[str, tuple[int | str | None, ...]]:
+    """Dims by input, of `x=1x3x224x224`."""
+    from optimizer.dims import parse_shape
+
+    found = dict(map(parse_shape, texts)) if texts else {}
+    if len(found) < len(texts):
+        raise UserError(f"--shape is given twice for one input: {', '.join(texts)}")
+    return found
+
+
+def _is_profile(text: str) -> bool:
+    """True for sizes of an engine, MIN:OPT:MAX."""
+    return ":" in text.rpartition("=")[2]
 
 
 def _engine(

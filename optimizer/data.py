@@ -250,6 +250,6 @@ def check_fixed(label: str, feed: Feeds, fixed: Mapping[str, float]) -> None:
         other = np.asarray(feed[name])[np.asarray(feed[name]) != value] if name in feed else np.zeros(0)
         if other.size:
             raise DataError(
-                f"{label}: '{name}' holds {other.reshape(-1)[0]}, but --fix makes it {value:g}: give inputs that "
+                f"{label}: '{name}' holds {other.reshape(-1)[0]}, but --freeze makes it {value:g}: give inputs that "
                 "have this value"
             )

@@ -69,18 +69,15 @@ class BuildError(ModelError):
 
 
 def parse_profile(text: str) -> tuple[str, Profile]:
-    """(input, profile) of `x=1x3x224x224:8x3x224x224:32x3x224x224`; a single shape stands for all three.
-
-    Raises UserError where it is neither.
-    """
+    """(input, profile) of `x=1x3x224x224:8x3x224x224:32x3x224x224`. Raises UserError where it is none."""
     name, _, sizes = text.rpartition("=")
     try:
         shapes = [tuple(int(size) for size in shape.split("x")) if shape else () for shape in sizes.split(":")]
     except ValueError:
         shapes = []
-    if not name or len(shapes) not in (1, 3):
+    if not name or len(shapes) != 3:
         raise UserError(f"--shape {text} is not input=MIN:OPT:MAX, such as x=1x3x224x224:8x3x224x224:32x3x224x224")
-    least, best, most = shapes if len(shapes) == 3 else shapes * 3
+    least, best, most = shapes
     if len({len(least), len(best), len(most)}) != 1 or not all(
         0 <= a <= b <= c for a, b, c in zip(least, best, most, strict=True)
     ):

@@ -336,6 +336,33 @@ class Graph:
             if old.name:
                 self.replace(old, new)
 
+    def paste(self, body: Graph, inputs: Sequence[Tensor], before: Node) -> list[Tensor]:
+        """Puts a copy of a subgraph's nodes here, with `inputs` in the place of its own; returns what it results in.
+
+        Everything made by the copy has a new name; constants and captured tensors are shared.
+        """
+        self.edited()
+        own = {id(t) for scope in body.scopes() for t in scope.inputs}
+        own.update(id(t) for node in body.walk() for t in node.outputs)
+        read = [t for scope in body.scopes() for t in scope.outputs] + [t for n in body.walk() for t in n.inputs]
+        known = {id(t): t for t in read if id(t) not in own}
+        known.update(zip(map(id, body.inputs), inputs, strict=True))
+        twin = _copy(body, self.names, known, self, fresh=True)
+        for node in twin.nodes:
+            node.scope, node.order = self, math.nextafter(before.order, 0)
+            for nested in node.bodies():
+                nested.parent = self
+        self.nodes.extend(twin.nodes)
+        return list(twin.outputs)
+
+    def take(self, node: Node, before: Node) -> None:
+        """Moves a node here from the subgraph of one of this scope's nodes, to stand before that one."""
+        assert node.scope is not None and node.scope.parent is self
+        self.edited()
+        node.scope.nodes.remove(node)
+        node.scope, node.order = self, math.nextafter(before.order, 0)
+        self.nodes.append(node)
+
     def become(self, other: Graph) -> None:
         """Takes over the nodes of another model with the same interface, which is not to be used afterwards."""
         assert self.parent is None and other.parent is None
@@ -416,12 +443,18 @@ def _interchangeable(old: Tensor, new: Tensor) -> bool:
     )
 
 
-def _copy(scope: Graph, names: Names, known: dict[int, Tensor], parent: Graph | None) -> Graph:
+def _copy(scope: Graph, names: Names, known: dict[int, Tensor], parent: Graph | None, *, fresh: bool = False) -> Graph:
+    """A copy under the same names, which must then be another model's, or under `fresh` ones in the same model."""
+
+    def name(old: str) -> str:
+        return names.fresh(old) if fresh else old
+
     def twin(tensor: Tensor) -> Tensor:
         if not tensor.name:
             return Variable.empty()
         if id(tensor) not in known:
             new = tensor.copy()
+            new.name = name(tensor.name)
             if isinstance(new, Variable):
                 new.shape = None if tensor.shape is None else list(tensor.shape)
                 new.type = tensor.type
@@ -431,16 +464,20 @@ def _copy(scope: Graph, names: Names, known: dict[int, Tensor], parent: Graph | 
     inputs = [twin(t) for t in scope.inputs]
     ir = PlainGraph(inputs=inputs, name=scope.ir.name, doc_string=scope.ir.doc_string)
     graph = Graph(ir, names, parent=parent)
-    graph.metadata, graph.declared = dict(scope.metadata), dict(scope.declared)
+    graph.metadata = dict(scope.metadata)
+    pairs = zip(scope.inputs, inputs, strict=True)
+    graph.declared = {new.name: scope.declared[old.name] for old, new in pairs if old.name in scope.declared}
     for node in scope.nodes:
         attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, Graph)}
         inputs, outputs = [twin(t) for t in node.inputs], [twin(t) for t in node.outputs]
-        new = Node(node.op, node.name, {}, inputs, outputs, node.domain)
+        new = Node(node.op, name(node.name), {}, inputs, outputs, node.domain)
         new.attrs.update({k: attrs.get(k) for k in node.attrs})
         new.order, new.scope = node.order, graph
         new.overload, new.doc, new.metadata, new.devices = node.overload, node.doc, dict(node.metadata), node.devices
         graph.ir.nodes.append(new)
     for node, new in zip(scope.nodes, graph.ir.nodes, strict=True):  # bodies last: they capture any tensor here
-        new.attrs.update({k: _copy(v, names, known, graph) for k, v in node.attrs.items() if isinstance(v, Graph)})
+        for key, body in ((k, v) for k, v in node.attrs.items() if isinstance(v, Graph)):
+            new.attrs[key] = _copy(body, names, known, graph, fresh=fresh)
+            names.outputs.update(t.name for t in new.attrs[key].outputs)
     graph.ir.outputs = [twin(t) for t in scope.outputs]
     return graph

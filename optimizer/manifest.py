@@ -25,7 +25,7 @@ from optimizer.compare import Difference
 from optimizer.data import Data
 from optimizer.engine import Built
 from optimizer.fidelity import Gate, class_scores
-from optimizer.graph import Graph
+from optimizer.graph import Dim, Graph
 from optimizer.judge import Variant
 from optimizer.machine import device, peak_memory, versions
 from optimizer.manager import Step
@@ -58,6 +58,8 @@ class Record:
     seconds: float
     engine: Engine | None = None
     runtime: Mapping[str, Any] = field(default_factory=dict)  # what opens the file, as it was measured
+    frozen: Mapping[str, float] = field(default_factory=dict)  # inputs of one value
+    narrowed: Mapping[str, Sequence[Dim]] = field(default_factory=dict)  # new shapes of inputs
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def manifest(record: Record, files: Sequence[Path]) -> dict[str, Any]:
         "gate": _gate(record.gate),
         "fidelity": _fidelity(shipped, class_scores(original.graph)),
         "candidates": [_candidate(v, record) for v in record.variants],
+        **_interface(record),
         **_engine(record.engine),
         **_sparsity(shipped),
         **shipped.graph.reports,
@@ -105,6 +108,14 @@ def manifest(record: Record, files: Sequence[Path]) -> dict[str, Any]:
         "versions": versions(),
         "measured": _measured(record),
     }
+
+
+def _interface(record: Record) -> dict[str, Any]:
+    """What was asked of the interface: the model need only be right for these values and shapes."""
+    if not record.frozen and not record.narrowed:
+        return {}
+    shapes = {name: list(dims) for name, dims in record.narrowed.items()}
+    return {"interface": {"frozen": dict(record.frozen), "shapes": shapes}}
 
 
 def _engine(engine: Engine | None) -> dict[str, Any]:

@@ -36,9 +36,17 @@ def summary(folder: Path, manifest: Mapping[str, Any]) -> RenderableType:
     engine = [_engine(folder, manifest)] if "precision" in manifest else []
     if "auto" in manifest:
         return Group(head, *engine, _tried(manifest["auto"]))
+    engine += [_interface(manifest["interface"])] if "interface" in manifest else []
     if len(manifest["candidates"]) == 2 and not manifest["measured"]["latency"]:
         return Group(head, *engine, _checked(manifest["checked"]))
     return Group(head, *engine, _variants(manifest))
+
+
+def _interface(narrowed: Mapping[str, Any]) -> Text:
+    """What was fixed of the inputs."""
+    frozen = [f"{name} is always {value:g}" for name, value in narrowed["frozen"].items()]
+    sizes = {n: "x".join("?" if dim is None else str(dim) for dim in dims) for n, dims in narrowed["shapes"].items()}
+    return Text(f"  interface: {'; '.join([*frozen, *(f'{name} is {size}' for name, size in sizes.items())])}")
 
 
 def _tried(auto: Mapping[str, Any]) -> Table:

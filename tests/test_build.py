@@ -198,7 +198,7 @@ def test_nothing_in_int8_is_said_and_a_silent_float_model_fails(
         optimizer.optimize("net.onnx", passes="cleanup", **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("option", ["--gpu=sm_89", "--shape=x=1x3", "--emit=onnx", "--refit"])
+@pytest.mark.parametrize("option", ["--gpu=sm_89", "--shape=x=1x3:1x3:1x3", "--emit=onnx", "--refit"])
 def test_engine_options_are_for_engines(place: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["net.onnx", "--target", "onnx", option]) == 2
     assert "builds no engine" in capsys.readouterr().err

@@ -363,7 +363,7 @@ def test_the_builder_s_refusal_names_the_node(tmp_path: Path) -> None:
 def test_a_nested_if_is_refused_in_silence_and_says_what_decides_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(BuildError, match=r"the If 'outer' holds another If.*--fix c=VALUE"):
+    with pytest.raises(BuildError, match=r"the If 'outer' holds another If.*--freeze c=VALUE"):
         engine(make(NESTED), tmp_path, profiles=SIZES)
     assert capfd.readouterr() == ("", "")
 
@@ -425,7 +425,7 @@ def test_sentences_give_the_nodes_they_name(text: str, expected: tuple[str, ...]
 @pytest.mark.parametrize(
     ("condition", "expected"),
     [
-        ("b = Equal(k, one)", "--fix k=VALUE"),
+        ("b = Equal(k, one)", "--freeze k=VALUE"),
         ("s = Shape(x) t = ReduceSum<keepdims=0>(s) b = Equal(t, one)", "--shape"),
     ],
 )

@@ -141,7 +141,7 @@ def branch_advice(graph: Graph, nodes: Sequence[str]) -> str:
     nested = [node for node in branches if _holds(node, lambda inner: inner.op == "If")]
     for node in [*holding, *nested] if nodes else [*nested, *branches]:
         if deciding := _deciding(graph, node.inputs[0]):
-            names = " ".join(f"--fix {name}=VALUE" for name in deciding)
+            names = " ".join(f"--freeze {name}=VALUE" for name in deciding)
             what = (
                 "holds another If, which is built for fixed sizes only"
                 if node in nested

@@ -58,7 +58,7 @@ def _values(name: str, shape: tuple[int, ...], profile: Profile | None) -> Profi
         wanted = "x".join("N" * count)
         raise UserError(
             f"the values of input '{name}' are sizes: give their range as --shape {name}=MIN:OPT:MAX, each {wanted}, "
-            f"or bind it to one value with --fix {name}=VALUE"
+            f"or bind it to one value with --freeze {name}=VALUE"
         )
     return profile
 

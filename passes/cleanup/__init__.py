@@ -1,7 +1,8 @@
 """Housekeeping that leaves every computed number as it is: fewer nodes, fewer and smaller initializers.
 
 Constant nodes become initializers, no-ops and inference-time Dropout disappear, equal initializers are merged,
-results that nobody reads are not computed. One idea a file: constants, what is dead, and no-ops by their kind.
+results that nobody reads are not computed, short loops are unrolled, sequences of known tensors resolved. One idea a
+file.
 """
 
 from __future__ import annotations
@@ -13,9 +14,23 @@ from optimizer.context import Context
 from optimizer.graph import Graph
 from optimizer.pipeline import Pass
 from optimizer.rewrite import apply_rules
-from passes.cleanup import bounded, broadcast, movement, optional, parts, quantized, reductions, values, windows
+from passes.cleanup import (
+    bounded,
+    broadcast,
+    movement,
+    optional,
+    parts,
+    quantized,
+    reductions,
+    sequences,
+    values,
+    windows,
+)
 from passes.cleanup.constants import lift_constants, merge_duplicates
-from passes.cleanup.dead import drop_dropout, drop_unused_results, take_branches
+from passes.cleanup.dead import assume_conditions, drop_dropout, drop_unused_results, take_branches
+from passes.cleanup.hoist import hoist_invariants
+from passes.cleanup.sequences import split_sequences
+from passes.cleanup.unroll import unroll_loops
 
 RULES = (
     *movement.RULES,
@@ -27,6 +42,7 @@ RULES = (
     *reductions.RULES,
     *quantized.RULES,
     *optional.RULES,
+    *sequences.RULES,
 )
 
 
@@ -38,9 +54,11 @@ class Cleanup(Pass):
     tracked: ClassVar[bool] = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
-        count = lift_constants(graph) + take_branches(graph) + drop_dropout(graph)
+        count = lift_constants(graph) + assume_conditions(graph) + take_branches(graph) + drop_dropout(graph)
+        count += split_sequences(graph)
         count += sum(apply_rules(graph, RULES).values()) + graph.sweep()
         while parted := parts.split_slices(graph) + parts.split_concat(graph):
             count += parted + sum(apply_rules(graph, RULES, infer=False).values()) + graph.sweep()
+        count += hoist_invariants(graph) + unroll_loops(graph)
         count += merge_duplicates(graph) + drop_unused_results(graph)
         return count + graph.sweep()

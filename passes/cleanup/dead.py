@@ -68,6 +68,20 @@ def take_branches(graph: Graph) -> int:
     return count
 
 
+def assume_conditions(graph: Graph) -> int:
+    """Inside a branch its condition is known: an If in there that asks for the same tensor reads a constant (H8)."""
+    count = 0
+    for node in graph.walk():
+        if node.op != "If" or node.domain or graph.array(node.inputs[0]) is not None:
+            continue
+        for key, value in (("then_branch", True), ("else_branch", False)):
+            for inner in node.attrs[key].walk():
+                if inner.op == "If" and not inner.domain and inner.inputs[0] is node.inputs[0]:
+                    graph.set_input(inner, 0, graph.constant(np.array(value), "condition"))
+                    count += 1
+    return count
+
+
 def drop_unused_results(graph: Graph) -> int:
     """Takes outputs that nobody reads off If, and off Loop where they are scan outputs; returns how many.
 

@@ -1,8 +1,8 @@
 """Shape arithmetic that is known before any input is: exporters compute at run time what the graph already says.
 
 The interpreter gives every small integer tensor as expressions over the inputs' symbolic dims. From that follow
-constants (C4), Reshape to a constant target (C5), no-ops (N4, N7, N11 with symbols), and one computation in place of
-several that give the same numbers (C13, C10 and C11 where the numbers are dims of one tensor).
+constants (C4), Reshape to a constant target (C5), no-ops (N4, N7, N11 with symbols), one computation in place of
+several that give the same numbers (C13, C10 and C11 where the numbers are dims of one tensor), and conditions (H8).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from optimizer.context import Context
 from optimizer.graph import Array, Graph, Node, Tensor
 from optimizer.ops import is_pure
 from optimizer.pipeline import Pass
+from passes.shapes.branches import decide_branches
 from passes.shapes.elements import RULES
 from passes.shapes.interpret import Interpreter, counts
 from passes.shapes.target import constant_target
@@ -47,9 +48,9 @@ class Shapes(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         shapes.infer(graph)
-        if not any(node.op in REWRITTEN or any(map(counts, node.outputs)) for node in graph.walk()):
-            return 0  # nothing calculates with shapes (any more)
-        return _scope(graph, Interpreter(graph), ChainMap())
+        calculates = any(node.op in REWRITTEN or any(map(counts, node.outputs)) for node in graph.walk())
+        count = _scope(graph, Interpreter(graph), ChainMap()) if calculates else 0
+        return count or decide_branches(graph)
 
 
 def _scope(scope: Graph, facts: Interpreter, seen: Seen) -> int:
