@@ -31,7 +31,6 @@ from optimizer.judge import ORIGINAL, Tell, Variant, clock, judge
 from optimizer.lint import lint
 from optimizer.manager import PassManager
 from optimizer.manifest import Engine, Record, manifest
-from optimizer.pipeline import build
 from optimizer.plan import Plan, make_plan
 from optimizer.precision import MIN_INT8, layers, report, shortfall
 from optimizer.statistics import Statistics
@@ -72,12 +71,13 @@ class Result:
         return self.manifest["reverted"]  # type: ignore[no-any-return]  # JSON
 
 
-def simplify(model: onnx.ModelProto | Path | str) -> onnx.ModelProto:
+def simplify(model: onnx.ModelProto | Path | str, *, opset: int | None = None) -> onnx.ModelProto:
     """The model after the portable float pipeline: same interface, same outputs to rounding; the argument stays as is.
 
-    The result holds its weights (at most 2 GiB). Raises ModelError for what is not a complete ONNX model.
+    `opset`: the operator set to raise it to first. The result holds its weights (at most 2 GiB). Raises ModelError for
+    what is not a complete ONNX model, or cannot be raised.
     """
-    return to_model(_portable(model))
+    return to_model(_portable(model, opset))
 
 
 def explain(model: onnx.ModelProto | Path | str, what: str = "pruning") -> dict[str, Any]:
@@ -88,10 +88,10 @@ def explain(model: onnx.ModelProto | Path | str, what: str = "pruning") -> dict[
     return registry.load_explain(what)(_portable(model))
 
 
-def _portable(model: onnx.ModelProto | Path | str) -> Graph:
+def _portable(model: onnx.ModelProto | Path | str, opset: int | None = None) -> Graph:
     goal = targets.target("onnx")
     graph = load(model)
-    PassManager().run(build(goal.prepare), graph, Context(goal, Evaluate()))
+    PassManager().run(make_plan(goal, None, None, opset=opset).prepare, graph, Context(goal, Evaluate()))
     return graph
 
 
@@ -102,6 +102,7 @@ def optimize(
     data: Given | None = None,
     preprocess: str | None = None,
     out: Path | str | None = None,
+    opset: int | None = None,
     prune: float | str | None = None,
     passes: str | None = None,
     scheme: str | None = None,
@@ -127,7 +128,8 @@ def optimize(
     `data` is what --data takes, a list of feeds, or a function that returns an iterable of them; `metric` a function
     of a callable model, higher is better. Limits: `min_sqnr` in dB, `min_agreement` a share of rows, `max_drop` in the
     metric's unit. `threads` 0 means all cores. `fixed` gives inputs the one value they will ever have. `prune` is the
-    share to remove before anything else is done, or the options of that pass as text.
+    share to remove before anything else is done, or the options of that pass as text. `opset` is the operator set to
+    raise the model to first of all, for what newer sets alone have operators for.
 
     For targets that compile: `engine` says how, `emit` "onnx" stops at the model that the compiler takes, `min_int8` is
     the least share of the eligible MACs that must be int8.
@@ -138,7 +140,9 @@ def optimize(
     """
     if target == "auto":
         asked = {"passes": passes, "scheme": scheme, "statistics": statistics, "engine": engine, "dump": dump}
-        _refuse(asked | {"fixed": fixed, "bisect-limit": bisect_limit, "verify-each": verify_each or None})
+        _refuse(
+            asked | {"opset": opset, "fixed": fixed, "bisect-limit": bisect_limit, "verify-each": verify_each or None}
+        )
         from optimizer import auto
 
         folder = auto.choose(
@@ -157,7 +161,7 @@ def optimize(
     backend = registry.load_backend(goal.backend)
     missing = lacking(goal, backend, engine, emit)
     runs = emit == "engine" and backend.runs(engine or EngineOptions())
-    plan = make_plan(goal, passes, scheme, fixed or {}, prune)
+    plan = make_plan(goal, passes, scheme, fixed or {}, prune, opset)
     gate = make_gate(min_sqnr, min_agreement, metric, max_drop)
     known = _given(statistics, plan)
     calibrated_on = known.data

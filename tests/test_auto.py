@@ -96,7 +96,12 @@ def test_the_float_model_is_shipped_where_nothing_is_faster(monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("option", "said"),
-    [({"scheme": "static"}, "--scheme"), ({"passes": "fold"}, "--passes"), ({"fixed": {"x": 1}}, "--fixed")],
+    [
+        ({"opset": 20}, "--opset"),
+        ({"scheme": "static"}, "--scheme"),
+        ({"passes": "fold"}, "--passes"),
+        ({"fixed": {"x": 1}}, "--fixed"),
+    ],
 )
 def test_options_of_one_target_are_refused(tmp_path: Path, option: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=f"{said} is for one target"):
