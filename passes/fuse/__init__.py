@@ -24,6 +24,7 @@ from passes.fuse import (
     conv_affine,
     gelu,
     gemm,
+    group,
     hard,
     norm,
     pad,
@@ -73,6 +74,7 @@ RULES: tuple[Rule, ...] = (
     norm.norm_mul,
     norm.norm_add,
     norm.norm_cast,
+    group.group_norm,
     transpose.transpose_transpose,
     squeeze.unsqueeze_unsqueeze,
     squeeze.squeeze_squeeze,
@@ -93,7 +95,7 @@ RULES: tuple[Rule, ...] = (
 )
 NAMES = tuple(one.name for one in RULES)
 # Shorter, yet slower on ONNX Runtime's CPU kernels, by 1.3 to 3 times where it was measured: applied only where named.
-NAMED_ONLY = frozenset(["swish", "reduce-sum-square", "reduce-l2", "global-average-pool"])
+NAMED_ONLY = frozenset(["swish", "reduce-sum-square", "reduce-l2", "global-average-pool", "group-norm"])
 OLDEST = 7  # before it broadcasting is an attribute, and BatchNormalization trains unless told otherwise
 
 
