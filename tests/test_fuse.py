@@ -48,7 +48,7 @@ def test_rules_have_names_of_their_own_and_say_from_which_operator_set_on() -> N
     assert len(set(NAMES)) == len(NAMES)
     assert {rule.name: rule.since for rule in RULES if rule.since > 1} == {
         "hard-swish": 14, "layer-norm": 17, "mish": 18, "gelu": 20, "gelu-tanh": 20, "group-norm": 21, "rms-norm": 23, "attention": 23, "attention-bias": 23,
-        "attention-mask": 23, "swish": 24,
+        "attention-mask": 23, "rotary-embedding": 23, "swish": 24,
     }  # fmt: skip
 
 
