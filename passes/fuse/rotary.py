@@ -78,13 +78,15 @@ def _repeats(make: Draft, table: Tensor) -> bool:
             last = len(first.shape) - 1 if first.shape else None
             return len(others) == 1 and others[0] is first and make.attr(node, "axis") in (-1, last)
         constants = [scalar(make.graph, t) is not None for t in node.inputs]
+        rows = node.op == "Gather" and make.attr(node, "axis") == 0 and len(node.inputs[0].shape or ()) > 1
         if node.op in SCALING and constants.count(True) == 1:
             table = node.inputs[constants.index(False)]
-        elif node.op in ELEMENTWISE:
-            table = node.inputs[0]
-        elif node.op == "Gather" and make.attr(node, "axis") == 0 and len(node.inputs[0].shape or ()) > 1:
+        elif node.op in ELEMENTWISE or rows:
             table = node.inputs[0]
         else:
             return False
     values = make.array(table)
-    return values is not None and values.ndim > 1 and bool(np.array_equal(*np.split(values, 2, axis=-1)))
+    if values is None or values.ndim < 2:
+        return False
+    half = values.shape[-1] // 2
+    return np.array_equal(values[..., :half], values[..., half:])
