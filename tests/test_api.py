@@ -73,6 +73,18 @@ def test_the_operator_set_is_raised_before_all_else(place: Path) -> None:
     assert [n.op_type for n in optimizer.simplify("gelu.onnx", opset=20).graph.node] == ["Gelu"]
 
 
+def test_a_portable_file_has_standard_operators_alone(place: Path) -> None:
+    """A product, its bias, GELU and a normalised sum: a runtime's own operators would fit each of them."""
+    body = """g (float[N,4] x) => (float[N,4] y) <float[4,4] w, float[4] b, float root = {1.4142135}, float one = {1},
+        float half = {0.5}> { m = MatMul(x, w)  n = Add(m, b)  a = Div(n, root)  e = Erf(a)  c = Add(e, one)
+        d = Mul(n, c)  f = Mul(d, half)  g = Add(f, x)  y = LayerNormalization(g, b, b) }"""
+    model = parse(body.replace("w,", "w = {" + ", ".join("1" * 16) + "},").replace("b,", "b = {1, 2, 3, 4},", 1), 17)
+    onnx.save(model, "block.onnx")
+    made = onnx.load(optimizer.optimize("block.onnx", target="onnx", out="out", threads=1).model)
+    assert {node.domain for node in made.graph.node} == {""}
+    assert [one.domain for one in made.opset_import] == [""]
+
+
 def test_a_portable_artifact(place: Path) -> None:
     result = optimizer.optimize("net.onnx", target="onnx", out="out", data="calib/*.npz", threads=1)
     manifest = json.loads(Path("out/manifest.json").read_text())
