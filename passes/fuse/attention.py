@@ -8,7 +8,8 @@ none). A row whose mask is -inf throughout is NaN by the parts and zero by the o
 it is constant and finite, and otherwise with fast-math. (E19 of the usual catalogues.)
 
 Applied only where it is named. ONNX Runtime 1.31 on the CPU is no faster by it (ViT-S 0.99x, Swin-T 0.99x the speed of
-the parts, within the noise; CPU time of one thread), and the two products in it are hidden from int8.
+the parts, within the noise; CPU time of one thread) and refuses empty batches and sequences, and the two products in
+it are hidden from int8.
 """
 
 from __future__ import annotations
