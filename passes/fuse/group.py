@@ -28,7 +28,7 @@ DTYPES = ("float16", "float32")
 @rule("Add(Mul(Reshape(InstanceNormalization(r=Reshape(x, s), one, zero), t), w), b)", since=21)
 def group_norm(m: Match, make: Draft) -> Tensor | None:
     x, one, zero = m["x"], make.array(m["one"]), make.array(m["zero"])
-    if one is None or zero is None or not (one == 1).all() or zero.any():
+    if one is None or zero is None or one.ndim != 1 or not one.size or not (one == 1).all() or zero.any():
         return None
     if not has_dtype(x, *DTYPES) or not _groups(m, make, len(one)) or not _restores(m, make):
         return None
