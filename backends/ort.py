@@ -37,7 +37,11 @@ class OrtBackend:
         return None
 
     def lower(self, graph: Graph) -> None:
-        pass
+        """Nothing: what pays among the runtime's own operators (BiasGelu, FusedMatMul) it makes itself at load.
+
+        Of the others, SkipLayerNormalization costs 2 to 10 % of a transformer's time and MultiHeadAttention gives at
+        most 2 % at 128 and 197 tokens (version 1.31), with com.microsoft nodes that no pass can look into.
+        """
 
     def build(self, model: Path, folder: Path, options: EngineOptions) -> Built:
         return Built(model)

@@ -78,6 +78,7 @@ def optimize(
     data: Given | None = None,
     preprocess: str | None = None,
     out: Path | str | None = None,
+    opset: int | None = None,
     prune: float | str | None = None,
     passes: str | None = None,
     scheme: str | None = None,
@@ -105,7 +106,8 @@ def optimize(
     of a callable model, higher is better. Limits: `min_sqnr` in dB, `min_agreement` a share of rows, `max_drop` in the
     metric's unit. `threads` 0 means all cores. `fixed` gives inputs the one value they will ever have, `shapes` gives
     them dims: numbers, the names that dims keep or get, None for what stays. `prune` is the share to remove before
-    anything else is done, or the options of that pass as text.
+    anything else is done, or the options of that pass as text. `opset` is the operator set to raise the model to first
+    of all, for what newer sets alone have operators for.
 
     For targets that compile: `engine` says how, `emit` "onnx" stops at the model that the compiler takes, `min_int8` is
     the least share of the eligible MACs that must be int8.
@@ -116,7 +118,7 @@ def optimize(
     """
     if target == "auto":
         asked = {"passes": passes, "scheme": scheme, "statistics": statistics, "engine": engine, "dump": dump}
-        narrowing = {"freeze": fixed, "shape": shapes}
+        narrowing = {"opset": opset, "freeze": fixed, "shape": shapes}
         _refuse({**asked, **narrowing, "bisect-limit": bisect_limit, "verify-each": verify_each or None})
         from optimizer import auto
 
@@ -136,7 +138,7 @@ def optimize(
     backend = registry.load_backend(goal.backend)
     missing = lacking(goal, backend, engine, emit)
     runs = emit == "engine" and backend.runs(engine or EngineOptions())
-    plan = make_plan(goal, passes, scheme, fixed or {}, prune)
+    plan = make_plan(goal, passes, scheme, fixed or {}, prune, opset)
     gate = make_gate(min_sqnr, min_agreement, metric, max_drop)
     known = _given(statistics, plan)
     calibrated_on = known.data

@@ -70,6 +70,7 @@ def optimize(
     *,
     target: Annotated[str, Parameter(name=["--target", "-t"])],
     out: Annotated[Path | None, Parameter(name=["--out", "-o"], show_default=False)] = None,
+    opset: Annotated[int | None, Parameter(show_default=False)] = None,
     prune: Annotated[str | None, Parameter(show_default=False)] = None,
     data: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
     preprocess: Annotated[str | None, Parameter(group=DATA, show_default=False)] = None,
@@ -114,6 +115,8 @@ def optimize(
     out: Path
         Folder to write; default <model>.<target> here (<model>.optimized for target onnx). Replaced only if it
         holds an earlier result.
+    opset: int
+        Raise the model to this operator set first, such as 20: newer ones have operators for what others spell out.
     prune: str
         Share of the multiply-accumulates to remove first, such as 0.3: whole channels and heads. Or with options of
         the pass: 'ratio=0.3 of=latency criterion=l2' ('optimize passes' lists them).
@@ -193,6 +196,7 @@ def optimize(
             data=data,
             preprocess=preprocess,
             out=out,
+            opset=opset,
             prune=prune,
             passes=passes,
             scheme=scheme,

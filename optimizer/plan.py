@@ -1,7 +1,8 @@
 """Which pipelines a run builds: the float passes, the lossy ones that all candidates start with, and each one's tail.
 
 `--passes TEXT` takes the place of the target's own pipelines: what stands before its first lossy pass is the float
-part, the rest is the one candidate beside it. `--prune` puts pruning between the float part and every candidate.
+part, the rest is the one candidate beside it. `--opset` puts raising the operator set before everything else, `--prune`
+puts pruning between the float part and every candidate.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import takewhile
 from typing import Protocol
 
 from optimizer import pipeline
-from optimizer.errors import UserError
+from optimizer.errors import PipelineError, UserError
 from optimizer.pipeline import Pass
 from optimizer.targets import Target
 
@@ -79,8 +80,11 @@ def make_plan(
     scheme: str | None,
     fixed: Mapping[str, float] | None = None,
     prune: float | str | None = None,
+    opset: int | None = None,
 ) -> Plan:
     """The plan for a target; inputs in `fixed` are bound to their values first, `prune` is a ratio or a pass's options.
+
+    `opset`: the operator set to raise the model to before that.
 
     Raises PipelineError for a text that names no passes, UserError for a scheme that the target does not have.
     """
@@ -99,6 +103,8 @@ def make_plan(
         tails = {name: pipeline.build(text) for name, text in target.candidates.items() if name != FLOAT}
     if fixed:
         prepare = (*pipeline.build(f"fix{{values={','.join(f'{n}:{v:.17g}' for n, v in fixed.items())}}}"), *prepare)
+    if opset is not None:
+        prepare = (raising(opset), *prepare)
     rivals = target.rivals
     if shared:
         tails, rivals = {**tails, PRUNED: ()}, (*rivals, PRUNED)
@@ -134,6 +140,15 @@ def pruning(given: float | str) -> Pass:
     if not is_ratio(ratio):
         raise UserError(f"--prune {ratio:g}: give the share to remove, above 0 and below 1, such as 0.3")
     (made,) = pipeline.build(f"prune{{{' '.join(words)}}}")
+    return made
+
+
+def raising(opset: int) -> Pass:
+    """The pass that raises the operator set, or fails. Raises UserError for a set that onnx does not know."""
+    try:
+        (made,) = pipeline.build(f"opset{{min={opset} strict=true}}")
+    except PipelineError as error:
+        raise UserError(f"--opset {opset}: {str(error).rpartition(': ')[2]}") from None
     return made
 
 

@@ -12,15 +12,16 @@ from optimizer.context import Context
 from optimizer.graph import Graph
 from optimizer.io import load, to_model
 from optimizer.manager import PassManager
-from optimizer.pipeline import build
+from optimizer.plan import make_plan
 
 
-def simplify(model: onnx.ModelProto | Path | str) -> onnx.ModelProto:
+def simplify(model: onnx.ModelProto | Path | str, *, opset: int | None = None) -> onnx.ModelProto:
     """The model after the portable float pipeline: same interface, same outputs to rounding; the argument stays as is.
 
-    The result holds its weights (at most 2 GiB). Raises ModelError for what is not a complete ONNX model.
+    `opset`: the operator set to raise it to first. The result holds its weights (at most 2 GiB). Raises ModelError for
+    what is not a complete ONNX model, or cannot be raised.
     """
-    return to_model(portable(model))
+    return to_model(portable(model, opset))
 
 
 def explain(model: onnx.ModelProto | Path | str, what: str = "pruning") -> dict[str, Any]:
@@ -31,9 +32,9 @@ def explain(model: onnx.ModelProto | Path | str, what: str = "pruning") -> dict[
     return registry.load_explain(what)(portable(model))
 
 
-def portable(model: onnx.ModelProto | Path | str) -> Graph:
+def portable(model: onnx.ModelProto | Path | str, opset: int | None = None) -> Graph:
     """The graph of a model after the portable float pipeline."""
     goal = targets.target("onnx")
     graph = load(model)
-    PassManager().run(build(goal.prepare), graph, Context(goal))
+    PassManager().run(make_plan(goal, None, None, opset=opset).prepare, graph, Context(goal))
     return graph

@@ -2,7 +2,8 @@
 
 onnx's version converter does it, on a copy without the large weights. What it gets wrong is put right: Resize
 before 11 and Upsample sampled asymmetrically, which newer sets must be told. The result is believed only if the oracle
-computes the same outputs from it, on the first batch of data or else on random inputs; otherwise nothing changes.
+computes the same outputs from it, on the first batch of data or else on random inputs; otherwise nothing changes, or,
+where the set was asked for, the reason is raised.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from optimizer import synthetic
 from optimizer.compare import compare
 from optimizer.context import Context
 from optimizer.data import interface
-from optimizer.errors import OptimizeError
+from optimizer.errors import ModelError, OptimizeError
 from optimizer.evaluate import Feeds
 from optimizer.graph import Constant, Graph
 from optimizer.io import load, skeleton
@@ -34,10 +35,14 @@ SAMPLING = {"coordinate_transformation_mode": b"asymmetric", "nearest_mode": b"f
 
 @dataclass(frozen=True)
 class Opset(Pass):
-    """Raises the standard operator set to `min` where it is older; returns by how many versions."""
+    """Raises the standard operator set to `min` where it is older; returns by how many versions.
+
+    `strict`: the model must end up in that very set.
+    """
 
     name: ClassVar[str] = "opset"
     min: int = 13
+    strict: bool = False
 
     def __post_init__(self) -> None:
         newest = onnx.defs.onnx_opset_version()
@@ -45,20 +50,31 @@ class Opset(Pass):
             raise ValueError(f"min must be between {LOWEST} and {newest}")
 
     def run(self, graph: Graph, ctx: Context) -> int:
+        """Raises ModelError, under `strict`, where the model is newer or cannot be raised."""
         old = graph.imports.get("", self.min)
+        if old > self.min and self.strict:
+            raise ModelError(
+                f"the model is of operator set {old} and cannot be lowered to {self.min}: ask for {old} up"
+            )
         if old >= self.min:
             return 0
+        made, reason = self._try(graph, ctx)
+        if made is not None:
+            graph.become(made)
+            return self.min - old
+        if self.strict:
+            raise ModelError(f"the model cannot be raised from operator set {old} to {self.min}: {reason}")
+        log.info("operator set %d kept: %s", old, reason)
+        return 0
+
+    def _try(self, graph: Graph, ctx: Context) -> tuple[Graph | None, str]:
+        """The raised model, or None and why not."""
         try:
             made = _raised(graph, self.min)
             same = _same_outputs(graph, made, ctx)
         except (OptimizeError, RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-            log.info("operator set %d kept: %s", old, str(error).strip().partition("\n")[0])
-            return 0
-        if not same:
-            log.info("operator set %d kept: raised to %d the model computes something else", old, self.min)
-            return 0
-        graph.become(made)
-        return self.min - old
+            return None, str(error).strip().partition("\n")[0]
+        return (made, "") if same else (None, f"raised to {self.min} it computes something else")
 
 
 def _raised(graph: Graph, version: int) -> Graph:

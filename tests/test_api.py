@@ -20,6 +20,7 @@ from optimizer.errors import BugError, GateError
 from optimizer.evaluate import Evaluate, Feeds
 from optimizer.graph import Graph
 from optimizer.io import load
+from tests.conftest import model as parse
 
 
 @pytest.fixture
@@ -54,6 +55,34 @@ def test_simplify_takes_a_path(place: Path) -> None:
     found = optimizer.simplify("net.onnx")
     assert found.SerializeToString() == optimizer.simplify(onnx.load("net.onnx")).SerializeToString()
     assert "BatchNormalization" not in {n.op_type for n in found.graph.node}
+
+
+GELU = """g (float[N,4] x) => (float[N,4] y) <float root = {1.4142135}, float one = {1}, float half = {0.5}> {
+    a = Div(x, root)  b = Erf(a)  c = Add(b, one)  d = Mul(x, c)  y = Mul(d, half) }"""
+
+
+def test_the_operator_set_is_raised_before_all_else(place: Path) -> None:
+    """The manifest shows it: the pass comes first, the model has changed its set, and newer operators are in it."""
+    onnx.save(parse(GELU, 13), "gelu.onnx")
+    manifest = optimizer.optimize("gelu.onnx", target="onnx", out="out", opset=20, threads=1).manifest
+    assert manifest["pipeline"].startswith("opset{min=20 strict=true},fixpoint(")
+    assert {key: manifest["passes"][0][key] for key in ("pass", "rewrites")} == {
+        "pass": "opset{min=20 strict=true}", "rewrites": 7,
+    }  # fmt: skip
+    assert (manifest["source"]["opset"], manifest["output"]["opset"], manifest["output"]["nodes"]) == (13, 20, 1)
+    assert [n.op_type for n in optimizer.simplify("gelu.onnx", opset=20).graph.node] == ["Gelu"]
+
+
+def test_a_portable_file_has_standard_operators_alone(place: Path) -> None:
+    """A product, its bias, GELU and a normalised sum: a runtime's own operators would fit each of them."""
+    body = """g (float[N,4] x) => (float[N,4] y) <float[4,4] w, float[4] b, float root = {1.4142135}, float one = {1},
+        float half = {0.5}> { m = MatMul(x, w)  n = Add(m, b)  a = Div(n, root)  e = Erf(a)  c = Add(e, one)
+        d = Mul(n, c)  f = Mul(d, half)  g = Add(f, x)  y = LayerNormalization(g, b, b) }"""
+    model = parse(body.replace("w,", "w = {" + ", ".join("1" * 16) + "},").replace("b,", "b = {1, 2, 3, 4},", 1), 17)
+    onnx.save(model, "block.onnx")
+    made = onnx.load(optimizer.optimize("block.onnx", target="onnx", out="out", threads=1).model)
+    assert {node.domain for node in made.graph.node} == {""}
+    assert [one.domain for one in made.opset_import] == [""]
 
 
 def test_a_portable_artifact(place: Path) -> None:

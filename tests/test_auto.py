@@ -97,6 +97,7 @@ def test_the_float_model_is_shipped_where_nothing_is_faster(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("option", "said"),
     [
+        ({"opset": 20}, "--opset"),
         ({"scheme": "static"}, "--scheme"),
         ({"passes": "fold"}, "--passes"),
         ({"fixed": {"x": 1}}, "--freeze"),

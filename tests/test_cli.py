@@ -99,6 +99,18 @@ def test_the_runtimes_chatter_is_silenced(place: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("opset", "said"),
+    [("6", "--opset 6: min must be between"), ("13", "of operator set 17 and cannot be lowered to 13: ask for 17 up")],
+)
+def test_an_operator_set_that_cannot_be_had_is_exit_2(
+    place: Path, capfd: pytest.CaptureFixture[str], opset: str, said: str
+) -> None:
+    assert main(["net.onnx", "--target", "onnx", "--opset", opset]) == 2
+    assert said in capfd.readouterr().err
+    assert not Path("net.optimized").exists()
+
+
 def test_strict_is_exit_4(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     argv = ["net.onnx", "--target", "ort-int8", "--scheme", "static", "--min-sqnr", "200", "--threads", "1"]
     assert main([*argv, "--strict"]) == 4

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper, version_converter
 
 from optimizer.context import Context
-from optimizer.errors import PipelineError
+from optimizer.errors import ModelError, PipelineError
 from optimizer.graph import Graph, peek
 from optimizer.io import load, to_model
 from optimizer.pipeline import build
@@ -144,6 +144,30 @@ def test_refuses_what_the_converter_cannot_do(ctx: Context) -> None:
     made = helper.make_graph([node], "g", ends[:1], ends[1:], [weights])
     model_ = helper.make_model(made, opset_imports=[helper.make_opsetid("", 8)], ir_version=4)
     assert refused(load(model_), ctx)
+
+
+@pytest.mark.parametrize(
+    ("body", "opset", "version", "said"),
+    [
+        ("y = Relu(x)", 17, 13, "of operator set 17 and cannot be lowered to 13: ask for 17 up"),
+        ("s = Softmax(x)  a = RandomNormalLike(s)  y = Add(a, s)", 11, 13, "raised to 13 it computes something else"),
+        ("s = Softmax(x)  y = other.Twice(s)", 11, 13, "cannot be raised from operator set 11 to 13: .*other"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_had_is_refused(
+    body: str, opset: int, version: int, said: str, ctx: Context
+) -> None:
+    header = f'<ir_version: 7, opset_import: ["" : {opset}, "other" : 1]>'
+    graph = make(f"{header} g (float[2,3,4] x) => (float[2,3,4] y) {{ {body} }}")
+    before = to_model(graph).SerializeToString(deterministic=True)
+    with pytest.raises(ModelError, match=said):
+        Opset(min=version, strict=True).run(graph, ctx)
+    assert to_model(graph).SerializeToString(deterministic=True) == before
+
+
+def test_what_was_asked_for_is_there() -> None:
+    assert run("opset{min=17 strict=true}", "g (float[N] x) => (float[N] y) { y = Relu(x) }", 17) == 0
+    assert run("opset{min=20 strict=true}", "g (float[N] x) => (float[N] y) { y = Relu(x) }", 17) == 3
 
 
 def test_weights_in_constant_nodes_become_initializers() -> None:

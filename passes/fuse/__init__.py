@@ -19,6 +19,7 @@ from optimizer.rewrite import Rule, apply_rules
 from passes.fuse import (
     affine_conv,
     argmax,
+    attention,
     bias,
     clip,
     concat,
@@ -32,6 +33,7 @@ from passes.fuse import (
     gather,
     gelu,
     gemm,
+    group,
     hard,
     leaky,
     norm,
@@ -42,6 +44,7 @@ from passes.fuse import (
     products,
     reduce,
     reshape,
+    rotary,
     shape,
     signs,
     slices,
@@ -106,6 +109,11 @@ RULES: tuple[Rule, ...] = (
     norm.norm_mul,
     norm.norm_add,
     norm.norm_cast,
+    group.group_norm,
+    attention.attention,
+    attention.attention_bias,
+    attention.attention_mask,
+    rotary.rotary_embedding,
     transpose.transpose_transpose,
     squeeze.unsqueeze_unsqueeze,
     squeeze.squeeze_squeeze,
@@ -169,6 +177,10 @@ NAMES = tuple(one.name for one in RULES)
 # Shorter, yet slower on ONNX Runtime's CPU kernels, by 1.3 to 3 times where it was measured: applied only where named.
 NAMED_ONLY = frozenset(["swish", "reduce-sum-square", "reduce-l2", "global-average-pool"])
 GEMM = ("matmul-add", "gemm-sum", "gemm-gemm-sum")  # of what is added to a product
+# Shorter, yet slower on ONNX Runtime's CPU kernels, by 1.3 to 3 times where it was measured, or (attention) no faster
+# and in the way of int8: applied only where named.
+SLOWER = ("swish", "reduce-sum-square", "reduce-l2", "global-average-pool", "group-norm")
+NAMED_ONLY = frozenset([*SLOWER, "attention", "attention-bias", "attention-mask"])
 OLDEST = 7  # before it broadcasting is an attribute, and BatchNormalization trains unless told otherwise
 
 

@@ -25,8 +25,10 @@ LARGEST = 1 << 14  # elements: a scale of ones may cost 64 KiB, for the five nod
 def _spellings(x: str) -> list[str]:
     """x / sqrt(mean(x^2) + eps), the first `x` with what makes it, the others by its label."""
     label = x.partition("=")[0]
-    roots = [f"Sqrt(Add(ReduceMean({square}, a?), eps))" for square in (f"Pow({label}, 2)", f"Mul({label}, {label})")]
-    return [f for r in roots for f in (f"Div({x}, {r})", f"Mul({x}, Reciprocal({r}))", f"Mul({x}, Div(1, {r}))")]
+    sums = [f"Add(ReduceMean({square}, a?), eps)" for square in (f"Pow({label}, 2)", f"Mul({label}, {label})")]
+    roots = [root.format(one) for one in sums for root in ("Sqrt({})", "Pow({}, 0.5)")]
+    forms = [f for r in roots for f in (f"Div({x}, {r})", f"Mul({x}, Reciprocal({r}))", f"Mul({x}, Div(1, {r}))")]
+    return [*forms, *(f"Mul({x}, Pow({one}, -0.5))" for one in sums)]
 
 
 def _core(m: Match, make: Draft, op: str) -> Tensor | None:
