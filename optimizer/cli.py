@@ -35,6 +35,7 @@ EXAMPLES = """Examples:
   optimize bench model.onnx --targets ort-int8,openvino-int8 --data 'calib/*.npz' --html report.html
   optimize profile model.onnx --target ort-int8 --data 'calib/*.npz'
   optimize inspect model.onnx
+  optimize explain model.onnx
   optimize explain model.onnx --pruning
   optimize lint model.onnx --target trt
 
@@ -313,25 +314,56 @@ def inspect(model: Path, /, *, json: JSON = False) -> None:
 
 
 @app.command
-def explain(model: Path, /, *, pruning: Annotated[bool, Parameter(negative=())] = False, json: JSON = False) -> None:
-    """Show what could be pruned from a model, and what keeps the rest.
+def explain(
+    model: Path,
+    /,
+    *,
+    pruning: Annotated[bool, Parameter(negative=())] = False,
+    target: Annotated[str, Parameter(name=["--target", "-t"])] = "onnx",
+    passes: Annotated[str | None, Parameter(show_default=False)] = None,
+    scheme: Annotated[str | None, Parameter(show_default=False)] = None,
+    data: Annotated[str | None, Parameter(show_default=False)] = None,
+    preprocess: Annotated[str | None, Parameter(show_default=False)] = None,
+    node: Annotated[str | None, Parameter(show_default=False)] = None,
+    json: JSON = False,
+) -> None:
+    """Show which rules made each node of the simplified model, of which nodes, and which rules nearly applied.
 
     Parameters
     ----------
     model: Path
         The .onnx file.
     pruning: bool
-        The groups of channels and heads that can be removed, and the axes that cannot with the reason.
+        Instead: the groups of channels and heads that can be removed, and the axes that cannot with the reason.
+    target: str
+        Explain what this target does to the float model.
+    passes: str
+        Explain a pipeline of your own: 'optimize passes' lists what it may name.
+    scheme: str
+        Explain this candidate of the target, int8 rendering included.
+    data: str
+        Inputs, as for optimize, for a pipeline that calibrates.
+    preprocess: str
+        How the model wants pictures, as for optimize.
+    node: str
+        One node in full, of the result or of the original, by its name or that of a tensor it makes.
     """
     from optimizer import api, report
+    from optimizer.explain import explain as look
 
-    if not pruning:
-        raise UserError("say what to explain: optimize explain MODEL --pruning")
-    found = api.explain(model, "pruning")
+    given = [name for name, value in (("passes", passes), ("scheme", scheme), ("node", node), ("data", data)) if value]
+    if pruning and given:
+        raise UserError(f"--{given[0]} and --pruning do not go together: drop one of them")
+    if pruning:
+        found = api.explain(model, "pruning")
+        view = report.pruning
+    else:
+        found = look(model, target=target, passes=passes, scheme=scheme, data=data, preprocess=preprocess, node=node)
+        view = report.explanation if node is None else report.history
     if json:
         _print_json(found)
     else:
-        report.show(report.pruning(found))
+        report.show(view(found))
 
 
 @app.command(name="prune-curve")

@@ -77,26 +77,31 @@ class Match:
 
 def match(pattern: str | Op, root: Node, graph: Graph) -> Match | None:
     """The first way in which `pattern` fits at `root`, or None."""
-    parsed = parse(pattern) if isinstance(pattern, str) else pattern
-    for found in _node(parsed, root, Match(graph)):
-        if _closed(found):
-            return found
-    return None
+    return next((found for found in fits(pattern, root, graph) if obstacle(found) is None), None)
 
 
-def _closed(found: Match) -> bool:
+def fits(pattern: str | Op, root: Node, graph: Graph) -> Iterator[Match]:
+    """Every way in which `pattern` fits at `root` by its structure alone."""
+    return _node(parse(pattern) if isinstance(pattern, str) else pattern, root, Match(graph))
+
+
+def obstacle(found: Match) -> tuple[str, Node] | None:
+    """What no rule may pass over (a key of `nearmiss.REASONS`), and the matched node where it is; else None."""
     inside = {id(n) for n in found.nodes}
     for node in found.nodes:
-        if node.scope is not found.root.scope or node.domain or not is_pure(node):
-            return False
+        if node.scope is not found.root.scope:
+            return "scope", node
+        if node.domain or not is_pure(node):
+            return "impure", node
         if node is found.root:
             continue
         if any(t.name and (t.outputs or found.graph.is_output(t)) for t in node.outputs[1:]):
-            return False
-        out = node.outputs[0]
-        if found.graph.is_output(out) or any(id(reader) not in inside for reader in out.outputs):
-            return False
-    return True
+            return "results", node
+        if found.graph.is_output(node.outputs[0]):
+            return "output", node
+        if any(id(reader) not in inside for reader in node.outputs[0].outputs):
+            return "reader", node
+    return None
 
 
 def _node(pattern: Op, node: Node, found: Match) -> Iterator[Match]:
