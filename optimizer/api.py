@@ -27,6 +27,7 @@ from optimizer.fidelity import MAX_DROP, Gate, Metric, make_gate
 from optimizer.graph import Graph
 from optimizer.instrument import Limit
 from optimizer.io import load, save, to_model
+from optimizer.journal import METADATA
 from optimizer.judge import ORIGINAL, Tell, Variant, clock, judge
 from optimizer.lint import lint
 from optimizer.manager import PassManager
@@ -116,6 +117,7 @@ def optimize(
     verify_each: bool = False,
     dump: Path | str | None = None,
     bisect_limit: int | None = None,
+    keep_provenance: bool = False,
     fixed: Mapping[str, float] | None = None,
     engine: EngineOptions | None = None,
     emit: Literal["engine", "onnx"] = "engine",
@@ -127,7 +129,8 @@ def optimize(
     `data` is what --data takes, a list of feeds, or a function that returns an iterable of them; `metric` a function
     of a callable model, higher is better. Limits: `min_sqnr` in dB, `min_agreement` a share of rows, `max_drop` in the
     metric's unit. `threads` 0 means all cores. `fixed` gives inputs the one value they will ever have. `prune` is the
-    share to remove before anything else is done, or the options of that pass as text.
+    share to remove before anything else is done, or the options of that pass as text. `keep_provenance`: nodes of the
+    written model say in their metadata what they were made of (docs/explain.md).
 
     For targets that compile: `engine` says how, `emit` "onnx" stops at the model that the compiler takes, `min_int8` is
     the least share of the eligible MACs that must be int8.
@@ -138,7 +141,8 @@ def optimize(
     """
     if target == "auto":
         asked = {"passes": passes, "scheme": scheme, "statistics": statistics, "engine": engine, "dump": dump}
-        _refuse(asked | {"fixed": fixed, "bisect-limit": bisect_limit, "verify-each": verify_each or None})
+        _refuse(asked | {"fixed": fixed, "bisect-limit": bisect_limit, "verify-each": verify_each or None,
+                         "keep-provenance": keep_provenance or None})  # fmt: skip
         from optimizer import auto
 
         folder = auto.choose(
@@ -162,9 +166,9 @@ def optimize(
     known = _given(statistics, plan)
     calibrated_on = known.data
     limit = None if bisect_limit is None else Limit(bisect_limit)
-    watch = Watch(verify_each, None if dump is None else Path(dump), limit)
     folder = artifact.destination(path, goal.family, out)
     graph = load(source)
+    watch = Watch(verify_each, None if dump is None else Path(dump), limit, keep_provenance and _holds_metadata(graph))
     _check_inputs(graph, fixed or {}, engine)
     evaluate = Evaluate(threads)
     with artifact.writing(folder) as temporary:
@@ -255,6 +259,17 @@ def _check_inputs(graph: Graph, fixed: Mapping[str, float], engine: EngineOption
         raise UserError(f"--fix names '{unknown[0]}', but the model's inputs are {', '.join(inputs)}")
     if engine is not None:
         make_profiles(inputs, {}, engine.profiles)
+
+
+def _holds_metadata(graph: Graph) -> bool:
+    """True where the file format has a place for what nodes were made of; else says on stderr that it has not."""
+    assert graph.header is not None
+    if graph.header.ir_version < METADATA:
+        log.warning(
+            "--keep-provenance: nothing is kept, for nodes have metadata from IR version %d on, and the model's is %d",
+            METADATA, graph.header.ir_version,
+        )  # fmt: skip
+    return graph.header.ir_version >= METADATA
 
 
 def fitted(engine: EngineOptions, graph: Graph, feeds: Data | None) -> EngineOptions:

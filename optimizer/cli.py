@@ -99,6 +99,7 @@ def optimize(
     verify_each: Annotated[bool, Parameter(group=EXPERT, negative=())] = False,
     dump: Annotated[Path | None, Parameter(group=EXPERT, show_default=False)] = None,
     bisect_limit: Annotated[int | None, Parameter(group=EXPERT, show_default=False)] = None,
+    keep_provenance: Annotated[bool, Parameter(group=EXPERT, negative=())] = False,
     json: Annotated[bool, Parameter(group=TALK, negative=())] = False,
     verbose: Annotated[int, Parameter(name=["--verbose", "-v"], count=True, group=TALK, show_default=False)] = 0,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), group=TALK)] = False,
@@ -173,6 +174,8 @@ def optimize(
         Write the model after every pass into this folder.
     bisect_limit: int
         Run only the first N passes.
+    keep_provenance: bool
+        Let the written model say of each node, in its metadata, which nodes it was made of and by which rules.
     json: bool
         Print the result as JSON.
     verbose: int
@@ -204,6 +207,7 @@ def optimize(
             verify_each=verify_each,
             dump=dump,
             bisect_limit=bisect_limit,
+            keep_provenance=keep_provenance,
             fixed=_values(fix or []),
             engine=_engine(
                 gpu, shape or [], workspace, level, timing_cache, strip_weights, refit, version_compatible, plugin or []

@@ -14,6 +14,7 @@ from optimizer.graph import Array, Constant, Dim, Graph, Header, Names, Node, Te
 from optimizer.ir import PlainGraph
 from optimizer.stored import Stored
 
+ORIGIN = "onnx_optimize.origin"  # of a node's metadata: what an earlier run of ours made it of
 KEPT_ELSEWHERE = ("graph", "functions", "opset_import", "ir_version")
 
 
@@ -114,7 +115,7 @@ class _Reader:
         domain = None if proto.domain in ("", "ai.onnx") else proto.domain
         node = Node(proto.op_type, self.names.fresh(proto.name or proto.op_type), attrs, inputs, outputs, domain)
         node.overload, node.doc = proto.overload, proto.doc_string
-        node.metadata = {p.key: p.value for p in proto.metadata_props}
+        node.metadata = {p.key: p.value for p in proto.metadata_props if p.key != ORIGIN}
         node.devices = list(proto.device_configurations)
         return node
 

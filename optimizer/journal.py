@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from optimizer.context import Context
+from optimizer.decode import ORIGIN
 from optimizer.graph import Graph, Node, Tensor
 from optimizer.manager import Step
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from optimizer.match import Match
     from optimizer.rewrite import Rule
 
-KEY = "onnx_optimize.origin"  # of a node's metadata, where --keep-provenance puts its origin
 METADATA = 10  # the IR version from which nodes have metadata
 BRIDGE = "bridge"  # the "rule" that ties an output to a tensor which cannot take its name
 
@@ -81,7 +81,7 @@ class Journal:
         graph.journal = self
         for node in graph.walk():
             self.ops[node.name] = node.op
-            kept = json.loads(node.metadata[KEY]) if KEY in node.metadata else {"from": [node.name], "by": []}
+            kept = json.loads(node.metadata[ORIGIN]) if ORIGIN in node.metadata else {"from": [node.name], "by": []}
             self.origin[node.name], self._by[node.name] = tuple(kept["from"]), kept["by"]
 
     # ---------------------------------------------------------------- what the rule engine tells
@@ -179,15 +179,25 @@ class Journal:
     # ---------------------------------------------------------------- what is left of it in the graph
 
     def keep(self, graph: Graph) -> None:
-        """Puts the origin of every node that is not as it came into its metadata."""
+        """Puts what every node was made of and by into its metadata; nodes that are as they came get nothing."""
         by = dict(self._by)
         for edit in self.edits:
-            whence = dict.fromkeys(step for name in edit.took for step in by.get(name, ()))
-            by.update((name, list(dict.fromkeys([*whence, edit.by]))) for name in edit.made)
+            chain = [*(step for name in edit.took for step in by.get(name, ())), edit.by]
+            by.update((name, list(dict.fromkeys(chain))) for name in edit.made)
         for node in graph.walk():
             if by.get(node.name):
-                kept = {"from": list(self.origin[node.name]), "by": by[node.name]}
-                node.metadata = node.metadata | {KEY: json.dumps(kept)}
+                kept = {"from": self.origin[node.name], "by": by[node.name]}
+                node.metadata = node.metadata | {ORIGIN: json.dumps(kept)}
+
+
+@contextmanager
+def recording(graph: Graph) -> Iterator[tuple[Journal]]:
+    """A journal for a run of passes on the graph, whose nodes keep what it says of them."""
+    journal = Journal()
+    journal.start(graph)
+    yield (journal,)
+    journal.keep(graph)
+    graph.journal = None
 
 
 class _Followed:

@@ -12,6 +12,7 @@ import pytest
 
 from models import tiny
 from optimizer.cli import main
+from optimizer.decode import ORIGIN
 from optimizer.explain import explain
 from optimizer.graph import Tensor
 from optimizer.io import to_model
@@ -298,3 +299,41 @@ def test_a_normal_model_carries_nothing() -> None:
     graph = make("g (float[2] x) => (float[2] y) { a = Neg(x) y = Relu(a) }")
     assert graph.journal is None and graph.copy().journal is None
     assert not any(node.metadata_props for node in to_model(graph).graph.node)
+
+
+def provenance(path: str) -> dict[str, dict[str, list[str]]]:
+    """What the nodes of a file say of themselves, by name."""
+    nodes = onnx.load(path).graph.node
+    return {n.name: json.loads(p.value) for n in nodes for p in n.metadata_props if p.key == ORIGIN}
+
+
+def test_provenance_is_kept_where_asked_for(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = onnx.load("net.onnx")
+    given.ir_version = 10
+    onnx.save(given, "net.onnx")
+    assert main(["net.onnx", "--target", "onnx", "--keep-provenance", "--verify-each", "-q", "-o", "kept"]) == 0
+    assert provenance("kept/model.onnx") == {"add3_2": {"from": ["add3_1", "matmul0_1"], "by": ["matmul-add"]}}
+    assert main(["kept/model.onnx", "--target", "onnx", "-q", "-o", "again"]) == 0
+    assert provenance("again/model.onnx") == {}
+    assert main(["net.onnx", "--target", "onnx", "-q", "-o", "plain"]) == 0
+    assert provenance("plain/model.onnx") == {}
+    assert capfd.readouterr().err == ""
+
+
+def test_provenance_follows_into_candidates(place: Path) -> None:
+    given = tiny.ALL["conv_bn_relu"]()
+    given.ir_version = 10
+    onnx.save(given, "net.onnx")
+    argv = ["net.onnx", "--target", "ort-int8", "--scheme", "static", "--min-sqnr", "-99", "--min-agreement", "0"]
+    assert main([*argv, "--data", "random:2", "--threads", "1", "--keep-provenance", "-q", "-o", "kept"]) == 0
+    made = [one["by"] for one in provenance("kept/model.onnx").values()]
+    assert ["conv-bn"] in made and ["conv-bn", "quantize"] in made
+
+
+def test_old_files_have_no_place_for_provenance(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = onnx.load("net.onnx")
+    given.ir_version = 8
+    onnx.save(given, "net.onnx")
+    assert main(["net.onnx", "--target", "onnx", "--keep-provenance", "-o", "out"]) == 0
+    assert "IR version 10 on, and the model's is 8" in capfd.readouterr().err
+    assert provenance("out/model.onnx") == {}
