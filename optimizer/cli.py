@@ -37,12 +37,13 @@ EXAMPLES = """Examples:
   optimize inspect model.onnx
   optimize explain model.onnx
   optimize explain model.onnx --pruning
+  optimize bisect model.onnx --passes 'fixpoint(cleanup,fold,fuse)' --data 'calib/*.npz'
   optimize lint model.onnx --target trt
 
 Exit codes: 0 done, 1 a bug of ours, 2 wrong input,
   3 the target's runtime is not here, 4 a limit was missed under --strict,
   the promised precision was not built, the linter found something,
-  or bench --compare found a regression."""
+  bench --compare found a regression, or bisect a rewrite to blame."""
 
 app = App(
     name="optimize",
@@ -54,7 +55,7 @@ app = App(
 )
 
 ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-COMMANDS = ("bench", "explain", "inspect", "lint", "passes", "profile", "prune-curve", "targets")
+COMMANDS = ("bench", "bisect", "explain", "inspect", "lint", "passes", "profile", "prune-curve", "targets")
 DATA = Group("Data", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
 TALK = Group("Output", sort_key=4)
@@ -368,6 +369,71 @@ def explain(
         _print_json(found)
     else:
         report.show(view(found))
+
+
+@app.command
+def bisect(
+    model: Path,
+    /,
+    *,
+    target: Annotated[str, Parameter(name=["--target", "-t"])] = "onnx",
+    passes: Annotated[str | None, Parameter(show_default=False)] = None,
+    scheme: Annotated[str | None, Parameter(show_default=False)] = None,
+    data: Annotated[str | None, Parameter(show_default=False)] = None,
+    preprocess: Annotated[str | None, Parameter(show_default=False)] = None,
+    min_sqnr: Annotated[float | None, Parameter(show_default=False)] = None,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"], show_default=False)] = None,
+    threads: int = 0,
+    seed: int = 0,
+    json: JSON = False,
+    verbose: Annotated[int, Parameter(name=["--verbose", "-v"], count=True, show_default=False)] = 0,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+) -> None:
+    """Find the pass, and in it the rewrite, that breaks a model's outputs, and the smallest model that shows it.
+
+    Where outputs differ beyond rounding, exits with 4 and writes model.onnx, feeds.npz and report.txt.
+
+    Parameters
+    ----------
+    model: Path
+        The .onnx file.
+    target: str
+        Run what this target does to the float model.
+    passes: str
+        Run a pipeline of your own: 'optimize passes' lists what it may name.
+    scheme: str
+        Run this candidate of the target, int8 rendering included; needs --min-sqnr.
+    data: str
+        Inputs, as for optimize; all of them are compared.
+    preprocess: str
+        How the model wants pictures, as for optimize.
+    min_sqnr: float
+        Outputs differ where one is below so many dB, instead of beyond rounding.
+    out: Path
+        Folder to write; default <model>.bisect here. Replaced only if it holds an earlier result.
+    threads: int
+        Threads to run with; 0 means all cores.
+    seed: int
+        Seed of random inputs.
+    verbose: int
+        Say more; twice for everything. Errors come with their traceback.
+    quiet: bool
+        Only errors on stderr, no report.
+    """
+    from optimizer import bisect as own
+    from optimizer.progress import Bar
+
+    with Bar(not quiet) as bar:
+        found = own.bisect(
+            model, target=target, passes=passes, scheme=scheme, data=data, preprocess=preprocess, min_sqnr=min_sqnr,
+            out=out, threads=threads, seed=seed, progress=bar,
+        )  # fmt: skip
+    if json:
+        _print_json(found.facts | {"folder": None if found.folder is None else str(found.folder)})
+    elif not quiet:
+        sys.stdout.write(own.report(found.facts, found.folder))
+    if found.differs:
+        raise SystemExit(GateError.exit_code)
 
 
 @app.command(name="prune-curve")

@@ -61,8 +61,9 @@ class _Seen:
 class Journal:
     """An instrument that writes down every rewrite.
 
-    `limit`: how many rewrites by rules may happen; the graph just before the last of them is kept as `before`, and its
-    matched nodes as `edge`. `applied` holds the rules that passes tried, by pass and name, and if with fast-math.
+    `limit`: how many rewrites by rules may happen; of the last one the graph just before it is kept as `before`, its
+    nodes as `matched`, its rule as `last`. `applied` holds the rules that passes tried, by pass and name, and whether
+    with fast-math.
     """
 
     limit: int | None = None
@@ -72,7 +73,8 @@ class Journal:
     ops: dict[str, str] = field(default_factory=dict)  # operators of all nodes there ever were
     applied: dict[tuple[str, str], tuple[Rule, bool]] = field(default_factory=dict)
     before: Graph | None = None
-    edge: tuple[str, ...] = ()
+    matched: tuple[str, ...] = ()
+    last: str = ""
     _step: str = ""
     _by: dict[str, list[str]] = field(default_factory=dict)  # what made a node in runs before this one
 
@@ -97,7 +99,7 @@ class Journal:
             return False
         self.fired += 1
         if self.fired == self.limit:
-            self.before, self.edge = found.graph.root.copy(), tuple(n.name for n in found.nodes)
+            self.before, self.matched, self.last = found.graph.root.copy(), tuple(n.name for n in found.nodes), one.name
         return True
 
     def rewrote(self, one: Rule, found: Match, made: Sequence[Node], new: Tensor) -> None:

@@ -77,7 +77,10 @@ class Match:
 
 def match(pattern: str | Op, root: Node, graph: Graph) -> Match | None:
     """The first way in which `pattern` fits at `root`, or None."""
-    return next((found for found in fits(pattern, root, graph) if obstacle(found) is None), None)
+    for found in fits(pattern, root, graph):
+        if obstacle(found) is None:
+            return found
+    return None
 
 
 def fits(pattern: str | Op, root: Node, graph: Graph) -> Iterator[Match]:
