@@ -6,8 +6,12 @@ every such operator, so that its rule's own guard declines is no news and is lef
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import linecache
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from optimizer import shapes
@@ -16,6 +20,7 @@ from optimizer.match import Match, Op, fits, obstacle
 from optimizer.rewrite import Draft, Rule, growth, refusal
 from optimizer.text import kind
 
+TraceFunction = Callable[[FrameType, str, Any], Any]  # what sys.settrace takes
 REASONS = {
     "reader": "an inner result has another reader",
     "output": "an inner result is an output of its graph",
@@ -24,7 +29,7 @@ REASONS = {
     "impure": "an operator is random, custom, or in training mode",
     "overridable": "a value is a default that callers may override",
     "variable": "a value is not a constant",
-    "guard": "the rule's own conditions do not hold",
+    "guard": "the rule's own guard says no",
     "opset": "the operator set is too old",
     "fast-math": "NaN or -0 could change; only with fast-math",
     "growth": "the file would grow",
@@ -68,6 +73,43 @@ class _Watched(Draft):
         return value
 
 
+@dataclass
+class _Heard:
+    """Listens to which line of a rule declines: that of the first function to return None after the last line run."""
+
+    lines: dict[int, tuple[str, int]] = field(default_factory=dict)  # by frame, the line before the one at work
+    latest: dict[int, tuple[str, int]] = field(default_factory=dict)
+    places: list[tuple[tuple[str, int], tuple[str, int]]] = field(default_factory=list)
+
+    def propose(self, one: Rule, found: Match, draft: Draft) -> Tensor | None:
+        """What the rule itself would return."""
+        previous = sys.gettrace()
+        sys.settrace(self._hear)
+        try:
+            return one.propose(found, draft)
+        finally:
+            sys.settrace(previous)
+
+    def _hear(self, frame: FrameType, event: str, value: Any) -> TraceFunction | None:
+        place = (frame.f_code.co_filename, frame.f_lineno)
+        if event == "line":
+            self.places.clear()
+            self.lines[id(frame)] = self.latest.get(id(frame), place)
+            self.latest[id(frame)] = place
+        elif event == "return" and value is None:
+            self.places.append((self.lines.get(id(frame), place), place))
+        return self._hear
+
+    def told(self) -> str:
+        """The condition, and where it stands; '' where the source is not at hand."""
+        if not self.places:
+            return ""
+        before, last = self.places[0]
+        text = linecache.getline(*last).strip()
+        text = linecache.getline(*before).strip() if text in ("return None", "return") else text
+        return f"{text.removesuffix(':')} ({Path(last[0]).name}:{last[1]})" if text else ""
+
+
 def near_misses(graph: Graph, applied: Mapping[tuple[str, str], tuple[Rule, bool]]) -> list[Miss]:
     """What each rule of `Journal.applied` lacks, node by node, the pass's order of rules within a node."""
     shapes.infer(graph)
@@ -103,16 +145,16 @@ def _why(one: Rule, found: Match, fast_math: bool) -> tuple[str, str]:
         return stop[0], _place(stop[0], stop[1], found)
     if read := [t.name for t in found.root.outputs[1:] if t.name and (t.outputs or found.graph.is_output(t))]:
         return "results", f"'{read[0]}'"
-    draft = _Watched(found.graph)
+    draft, heard = _Watched(found.graph), _Heard()
     try:
-        new = one.propose(found, draft)
-    except Exception:  # written for a later operator set than the model's, or for another number of inputs
+        new = heard.propose(one, found, draft)
+    except Exception:  # written for later operator sets than the model's
         assert one.since > found.graph.opset
         new = None
     if new is None and draft.refused:
         return draft.refused[-1][0], f"'{draft.refused[-1][1].name}'"
     if new is None:
-        return "guard", ""
+        return "guard", heard.told()
     if one.since > found.graph.opset:
         return "opset", f"it needs {one.since}, the model's is {found.graph.opset}"
     if one.fast_math and not fast_math:

@@ -145,7 +145,9 @@ def hasty(m: Match, make: Draft) -> Tensor | None:
 
 @rule("Abs(Exp(x))")
 def shy(m: Match, make: Draft) -> Tensor | None:
-    return None
+    if len(m["x"].shape) != 4:
+        return None
+    return m["x"]
 
 
 @rule("Abs(Exp(x))")
@@ -187,7 +189,7 @@ def missed(one: Rule, body: str, outputs: str = "float[N,2] y", defaults: str = 
         (drop_ones, "a = Mul(x, x) y = Abs(a)", "variable", "'x'"),
         (newer, "a = Exp(x) y = Abs(a)", "opset", "it needs 18, the model's is 17"),
         (hasty, "a = Exp(x) y = Abs(a)", "fast-math", ""),
-        (shy, "a = Exp(x) y = Abs(a)", "guard", ""),
+        (shy, "a = Exp(x) y = Abs(a)", "guard", 'if len(m["x"].shape) != 4 (test_explain.py:'),
         (heavy, "a = Exp(x) y = Abs(a)", "growth", "by 4.8 kB"),
         (typed, "a = Exp(x) y = Abs(a)", "dtype", "float32[N,2] and int64[N,2]"),
         (ranked, "a = Exp(x) y = Abs(a)", "shape", "float32[N,2] and float32[?]"),
@@ -196,7 +198,8 @@ def missed(one: Rule, body: str, outputs: str = "float[N,2] y", defaults: str = 
 )
 def test_reasons(one: Rule, body: str, reason: str, detail: str) -> None:
     (miss,) = missed(one, body)
-    assert (miss.rule, miss.reason, miss.detail, miss.trivial) == (one.name, reason, detail, False)
+    assert (miss.rule, miss.reason, miss.trivial) == (one.name, reason, False)
+    assert miss.detail.startswith(detail) and bool(miss.detail) == bool(detail)
     assert REASONS[reason] in miss.text
 
 
