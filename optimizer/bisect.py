@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,18 @@ class Gap:
 
 @dataclass
 class _Keep:
-    """An instrument that keeps the graph after each step that changed it, and the step that failed."""
+    """An instrument that keeps the graph after each step that changed it, and the step that failed.
+
+    `measured`: the steps that filled the statistics, which lossy passes after them need.
+    """
 
     states: list[tuple[Step | None, Graph]]
     failed: tuple[Step, Exception] | None = None
+    measured: list[Step] = field(default_factory=list)
 
     @contextmanager
     def around(self, step: Step, graph: Graph, ctx: Context) -> Iterator[None]:
+        known = len(ctx.statistics or ())
         try:
             yield
         except UserError:
@@ -89,6 +94,8 @@ class _Keep:
             raise
         if step.count and not step.children:
             self.states.append((step, graph.copy()))
+        elif len(ctx.statistics or ()) != known and not step.children:
+            self.measured.append(step)
 
 
 @dataclass
@@ -120,24 +127,26 @@ class _Search:
                 return Gap(name, f"output '{name}': {what}", one)
         return None
 
-    def apply(self, one: Pass, graph: Graph, journal: Journal | None = None) -> Gap | None:
-        """Runs a pass in place; a gap where it raises."""
+    def apply(
+        self, passes: Sequence[Pass], graph: Graph, journal: Journal | None = None, ctx: Context | None = None
+    ) -> Gap | None:
+        """Runs passes in place; a gap where one raises."""
         try:
-            PassManager([] if journal is None else [journal]).run([one], graph, self.context)
+            PassManager([] if journal is None else [journal]).run(passes, graph, ctx or self.context)
         except UserError:
             raise
         except Exception as error:  # as above
             return Gap("", f"the pass fails: {type(error).__name__}: {_first_line(error)}")
         return None
 
-    def shows(self, one: Pass, graph: Graph, feed: Feeds) -> Gap | None:
-        """How a pass changes what a model computes from a feed."""
+    def shows(self, passes: Sequence[Pass], graph: Graph, feed: Feeds) -> Gap | None:
+        """How passes change what a model computes from a feed, which is all the data there is."""
         try:
             expected = self.context.evaluate(graph, feed)
         except Exception:  # a part that does not run shows nothing
             return None
-        twin = graph.copy()
-        return self.apply(one, twin) or self.between(expected, twin, feed)
+        twin, ctx = graph.copy(), replace(self.context, batches=[feed], statistics=Statistics())
+        return self.apply(passes, twin, ctx=ctx) or self.between(expected, twin, feed)
 
 
 @dataclass(frozen=True)
@@ -204,8 +213,10 @@ def bisect(
     (one,) = pipeline.build(step.name)
     culprit = _within(search, one, before, progress)
     progress("cutting out the smallest part", 0, 0)
-    part = _part(search, one, culprit)
-    facts = about | {"differs": True, "feed": place} | _facts(search, step, one, before, culprit, part)
+    measured = [early.name for early in keep.measured if early.number < step.number]
+    alone = [*pipeline.build(",".join(measured if is_lossy([one]) else [])), one]
+    part = _part(search, alone, culprit)
+    facts = about | {"differs": True, "feed": place} | _facts(search, step, alone, before, culprit, part)
     with artifact.writing(folder) as temporary:
         _write(temporary, facts, part or (culprit.graph, search.feed))
     return Bisection(facts, folder)
@@ -264,7 +275,7 @@ def _within(search: _Search, one: Pass, before: Graph, tell: Tell) -> _Culprit:
 
     def probe(limit: int | None) -> tuple[Gap | None, Journal]:
         graph, journal = before.copy(), Journal(limit)
-        return search.apply(one, graph, journal) or search.gap(graph), journal
+        return search.apply([one], graph, journal) or search.gap(graph), journal
 
     total = probe(None)[1].fired
     if total == 0 or probe(0)[0] is not None:
@@ -284,7 +295,7 @@ def _within(search: _Search, one: Pass, before: Graph, tell: Tell) -> _Culprit:
 def _differing(search: _Search, one: Pass, before: Graph) -> tuple[str, ...]:
     """The node whose result is the first to differ after a pass; nothing where none can be found by its name."""
     after = before.copy()
-    if search.apply(one, after) is not None:
+    if search.apply([one], after) is not None:
         return ()
     makers = {t.name: node.name for node in before.nodes for t in node.outputs if t.name}
     names = [t.name for node in after.nodes for t in node.outputs if t.name in makers]
@@ -300,8 +311,8 @@ def _differing(search: _Search, one: Pass, before: Graph) -> tuple[str, ...]:
     return ()
 
 
-def _part(search: _Search, one: Pass, culprit: _Culprit) -> Part | None:
-    """The smallest part around the rewrite that still shows a difference; None where not even the whole does alone."""
+def _part(search: _Search, alone: Sequence[Pass], culprit: _Culprit) -> Part | None:
+    """The smallest part around the rewrite that the pass alone still breaks; None where not even the whole is one."""
     graph = culprit.graph
     shapes.infer(graph)
     holder = {node.name: node.name for node in graph.nodes}
@@ -309,15 +320,15 @@ def _part(search: _Search, one: Pass, culprit: _Culprit) -> Part | None:
         holder.update((inner.name, node.name) for body in node.bodies() for inner in body.walk())
     start = {holder[name] for name in culprit.nodes if name in holder}
     values = Values(graph, search.feed, search.context.evaluate)
-    return smallest(values, start, lambda part, feed: search.shows(one, part, feed) is not None)
+    return smallest(values, start, lambda part, feed: search.shows(alone, part, feed) is not None)
 
 
 def _facts(
-    search: _Search, step: Step, one: Pass, before: Graph, culprit: _Culprit, part: Part | None
+    search: _Search, step: Step, alone: Sequence[Pass], before: Graph, culprit: _Culprit, part: Part | None
 ) -> dict[str, Any]:
     after, ops = before.copy(), {node.name: node.op for node in culprit.graph.walk()}
-    gap = search.apply(one, after) or search.gap(after)
-    shown = None if part is None else search.shows(one, *part)
+    gap = search.apply(alone[-1:], after) or search.gap(after)
+    shown = None if part is None else search.shows(alone, *part)
     graph = culprit.graph if part is None else part[0]
     options = "" if search.min_sqnr is None else f" --min-sqnr {search.min_sqnr:g}"
     return {
@@ -335,7 +346,8 @@ def _facts(
             "of": len(ops),
             "difference": None if shown is None else shown.facts(),
         },
-        "command": f"optimize bisect {MODEL} --target {search.context.target.name} --passes '{step.name}' "
+        "command": f"optimize bisect {MODEL} --target {search.context.target.name} "
+        f"--passes '{pipeline.text(alone)}' "
         f"--data {FEEDS}{options}",
         "versions": versions(),
     }

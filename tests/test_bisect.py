@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from optimizer.io import load, to_model
 from optimizer.shapes import infer
 from tests.conftest import make, model
 
-BROKEN = {"rules": "Rules", "merge": "Merge", "drift": "Drift", "coarse": "Coarse"}
+BROKEN = {"rules": "Rules", "merge": "Merge", "drift": "Drift", "coarse": "Coarse", "fold": "Fold"}
 LONG = """g (float[N,3] x) => (float[N,3] y) {
     a = Neg(x) b = Neg(a) c = Abs(b) d = Neg(c) e = Neg(d) f = Sigmoid(e)
     g = Exp(f) h = Mul(g, c) i = Sin(h) j = Neg(i) k = Neg(j) y = Tanh(k) }"""
@@ -105,6 +107,14 @@ def test_what_no_rule_did_is_the_passs_own() -> None:
     assert again(found)["pass"] == "broken-merge"
 
 
+def test_a_part_that_reads_nothing() -> None:
+    text = """g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}>
+        { a = Exp(w) b = Neg(a) c = Add(x, b) y = Tanh(c) }"""
+    found = search(text, "broken-fold")
+    assert (found.facts["pass"], nodes(found), ops(found)) == ("broken-fold", ["Neg"], ["Exp"])
+    assert again(found)["pass"] == "broken-fold"
+
+
 def test_a_pass_that_fails() -> None:
     text = "g (float[N] x) => (float[N] y) { a = Abs(x) b = Exp(a) c = Tanh(b) y = Neg(c) }"
     found = search(text, "cleanup,fixpoint(broken-rules,cse),fuse")
@@ -184,6 +194,16 @@ def test_lossy_passes_need_a_limit() -> None:
     assert (found.facts["pass"], found.facts["step"]) == ("broken-coarse{by=1.0}", 4)
     assert "Mul" in ops(found)
     assert "--min-sqnr 30" in found.facts["command"]
+
+
+def test_a_lossy_pass_is_calibrated_on_what_is_recorded() -> None:
+    found = bisect(tiny.ALL["conv_bn_relu"](), target="ort-int8", scheme="static", min_sqnr=60.0, threads=1)
+    assert found.facts["pass"] == "quantize{scheme=static}"
+    assert "--passes 'calibrate,quantize{scheme=static}'" in found.facts["command"]
+    assert found.folder is not None
+    argv = shlex.split(found.facts["command"])[1:]
+    os.chdir(found.folder)
+    assert main([*argv, "--threads", "1"]) == 4
 
 
 # ------------------------------------------------------------------ the command
