@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 
 from optimizer import __version__, artifact, pipeline, shapes, targets
+from optimizer.api import check_numbers
 from optimizer.compare import Difference, compare
 from optimizer.context import Context
 from optimizer.cut import Part, Values, smallest
@@ -146,7 +147,10 @@ class _Search:
         except Exception:  # a part that does not run shows nothing
             return None
         twin, ctx = graph.copy(), replace(self.context, batches=[feed], statistics=Statistics())
-        return self.apply(passes, twin, ctx=ctx) or self.between(expected, twin, feed)
+        try:
+            return self.apply(passes, twin, ctx=ctx) or self.between(expected, twin, feed)
+        except UserError:  # a part that a pass cannot take shows nothing, either
+            return None
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,9 @@ def bisect(
     rounding, or by less than `min_sqnr` dB. Raises UserError for lossy passes without `min_sqnr`, and DataError for
     feeds that the model does not run on.
     """
+    check_numbers(threads=threads, seed=seed)
+    if min_sqnr is not None and not math.isfinite(min_sqnr):
+        raise UserError(f"--min-sqnr {min_sqnr:g} is no limit: give decibels, such as 15")
     source = model if isinstance(model, onnx.ModelProto) else Path(model)
     path = source if isinstance(source, Path) else None
     goal = targets.target(target)

@@ -245,6 +245,8 @@ def test_the_command_finds_nothing(net: Path, capfd: pytest.CaptureFixture[str])
         (["--target", "onxx"], ["no target is called 'onxx'"]),
         (["--target", "ort-int8", "--scheme", "static"], ["--min-sqnr 15"]),
         (["--data", "nowhere/*.npz"], ["nowhere"]),
+        (["--min-sqnr", "nan"], ["--min-sqnr nan", "15"]),
+        (["--seed", "-1"], ["--seed -1"]),
         (["-o", "taken"], ["'taken' holds files", "-o"]),
     ],
 )
