@@ -28,6 +28,7 @@ from optimizer.fidelity import MAX_DROP, Gate, Metric, make_gate
 from optimizer.graph import Graph
 from optimizer.instrument import Limit
 from optimizer.io import load, save
+from optimizer.journal import METADATA
 from optimizer.judge import ORIGINAL, Tell, Variant, clock, judge
 from optimizer.lint import lint
 from optimizer.manifest import Engine, Record, manifest
@@ -93,6 +94,7 @@ def optimize(
     verify_each: bool = False,
     dump: Path | str | None = None,
     bisect_limit: int | None = None,
+    keep_provenance: bool = False,
     fixed: Mapping[str, float] | None = None,
     shapes: Shapes | None = None,
     engine: EngineOptions | None = None,
@@ -107,7 +109,8 @@ def optimize(
     metric's unit. `threads` 0 means all cores. `fixed` gives inputs the one value they will ever have, `shapes` gives
     them dims: numbers, the names that dims keep or get, None for what stays. `prune` is the share to remove before
     anything else is done, or the options of that pass as text. `opset` is the operator set to raise the model to first
-    of all, for what newer sets alone have operators for.
+    of all, for what newer sets alone have operators for. `keep_provenance`: nodes of the written model say in their
+    metadata what they were made of (docs/explain.md).
 
     For targets that compile: `engine` says how, `emit` "onnx" stops at the model that the compiler takes, `min_int8` is
     the least share of the eligible MACs that must be int8.
@@ -118,8 +121,8 @@ def optimize(
     """
     if target == "auto":
         asked = {"passes": passes, "scheme": scheme, "statistics": statistics, "engine": engine, "dump": dump}
-        narrowing = {"opset": opset, "freeze": fixed, "shape": shapes}
-        _refuse({**asked, **narrowing, "bisect-limit": bisect_limit, "verify-each": verify_each or None})
+        asked |= {"opset": opset, "freeze": fixed, "shape": shapes, "bisect-limit": bisect_limit}
+        _refuse(asked | {"verify-each": verify_each or None, "keep-provenance": keep_provenance or None})
         from optimizer import auto
 
         folder = auto.choose(
@@ -143,10 +146,10 @@ def optimize(
     known = _given(statistics, plan)
     calibrated_on = known.data
     limit = None if bisect_limit is None else Limit(bisect_limit)
-    watch = Watch(verify_each, None if dump is None else Path(dump), limit)
     folder = artifact.destination(path, goal.family, out)
     graph = load(source)
     narrowed = fix_dims(graph, shapes or {})
+    watch = Watch(verify_each, None if dump is None else Path(dump), limit, keep_provenance and _holds_metadata(graph))
     _check_inputs(graph, fixed or {}, engine)
     evaluate = Evaluate(threads)
     with artifact.writing(folder) as temporary:
@@ -237,6 +240,17 @@ def _check_inputs(graph: Graph, fixed: Mapping[str, float], engine: EngineOption
         raise UserError(f"--freeze names '{unknown[0]}', but the model's inputs are {', '.join(inputs)}")
     if engine is not None:
         make_profiles(inputs, {}, engine.profiles)
+
+
+def _holds_metadata(graph: Graph) -> bool:
+    """True where the file format has a place for what nodes were made of; else says on stderr that it has not."""
+    assert graph.header is not None
+    if graph.header.ir_version < METADATA:
+        log.warning(
+            "--keep-provenance: nothing is kept, for nodes have metadata from IR version %d on, and the model's is %d",
+            METADATA, graph.header.ir_version,
+        )  # fmt: skip
+    return graph.header.ir_version >= METADATA
 
 
 def fitted(engine: EngineOptions, graph: Graph, feeds: Data | None) -> EngineOptions:

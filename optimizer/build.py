@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from optimizer.evaluate import Evaluate, Feeds, Run
 from optimizer.graph import Graph
 from optimizer.instrument import Dump, Limit, Progress, Reproduce, SameOutputs, Verify, check
 from optimizer.io import save
+from optimizer.journal import recording
 from optimizer.judge import ORIGINAL, Variant, check_float
 from optimizer.machine import versions
 from optimizer.manager import Instrument, PassManager, Step
@@ -40,11 +41,15 @@ REACH = 4  # steps from a node that a compiler complains about to the operators 
 
 @dataclass(frozen=True)
 class Watch:
-    """How closely passes are watched: validity and outputs checked after each, models dumped, only so many run."""
+    """How closely passes are watched: validity and outputs checked after each, models dumped, only so many run.
+
+    `provenance`: nodes keep in their metadata what they were made of.
+    """
 
     verify_each: bool = False
     dump: Path | None = None
     limit: Limit | None = None
+    provenance: bool = False
 
 
 @dataclass
@@ -215,7 +220,8 @@ class Builder:
             instruments.append(Dump(self.watch.dump / stage))
         try:
             context = replace(self.context, verify=self.watch.verify_each)
-            return PassManager([*instruments, *more]).run(passes, graph, context)
+            with recording(graph) if self.watch.provenance else nullcontext(()) as journal:
+                return PassManager([*instruments, *more, *journal]).run(passes, graph, context)
         except BugError as error:
             raise BugError(f"{error}; a reproducer is in '{self.bug}': please report it") from error
 

@@ -35,13 +35,15 @@ EXAMPLES = """Examples:
   optimize bench model.onnx --targets ort-int8,openvino-int8 --data 'calib/*.npz' --html report.html
   optimize profile model.onnx --target ort-int8 --data 'calib/*.npz'
   optimize inspect model.onnx
+  optimize explain model.onnx
   optimize explain model.onnx --pruning
+  optimize bisect model.onnx --passes 'fixpoint(cleanup,fold,fuse)' --data 'calib/*.npz'
   optimize lint model.onnx --target trt
 
 Exit codes: 0 done, 1 a bug of ours, 2 wrong input,
   3 the target's runtime is not here, 4 a limit was missed under --strict,
   the promised precision was not built, the linter found something,
-  or bench --compare found a regression."""
+  bench --compare found a regression, or bisect a rewrite to blame."""
 
 app = App(
     name="optimize",
@@ -53,7 +55,7 @@ app = App(
 )
 
 ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-COMMANDS = ("bench", "explain", "inspect", "lint", "passes", "profile", "prune-curve", "targets")
+COMMANDS = ("bench", "bisect", "explain", "inspect", "lint", "passes", "profile", "prune-curve", "targets")
 DATA = Group("Data", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
 TALK = Group("Output", sort_key=4)
@@ -100,6 +102,7 @@ def optimize(
     verify_each: Annotated[bool, Parameter(group=EXPERT, negative=())] = False,
     dump: Annotated[Path | None, Parameter(group=EXPERT, show_default=False)] = None,
     bisect_limit: Annotated[int | None, Parameter(group=EXPERT, show_default=False)] = None,
+    keep_provenance: Annotated[bool, Parameter(group=EXPERT, negative=())] = False,
     json: Annotated[bool, Parameter(group=TALK, negative=())] = False,
     verbose: Annotated[int, Parameter(name=["--verbose", "-v"], count=True, group=TALK, show_default=False)] = 0,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), group=TALK)] = False,
@@ -179,6 +182,8 @@ def optimize(
         Write the model after every pass into this folder.
     bisect_limit: int
         Run only the first N passes.
+    keep_provenance: bool
+        Let the written model say of each node, in its metadata, which nodes it was made of and by which rules.
     json: bool
         Print the result as JSON.
     verbose: int
@@ -211,6 +216,7 @@ def optimize(
             verify_each=verify_each,
             dump=dump,
             bisect_limit=bisect_limit,
+            keep_provenance=keep_provenance,
             fixed=_values([*(freeze or []), *(fix or [])]),
             shapes=_shapes([text for text in shape or [] if not _is_profile(text)]),
             engine=_engine(
@@ -347,25 +353,121 @@ def inspect(model: Path, /, *, json: JSON = False) -> None:
 
 
 @app.command
-def explain(model: Path, /, *, pruning: Annotated[bool, Parameter(negative=())] = False, json: JSON = False) -> None:
-    """Show what could be pruned from a model, and what keeps the rest.
+def explain(
+    model: Path,
+    /,
+    *,
+    pruning: Annotated[bool, Parameter(negative=())] = False,
+    target: Annotated[str, Parameter(name=["--target", "-t"])] = "onnx",
+    passes: Annotated[str | None, Parameter(show_default=False)] = None,
+    scheme: Annotated[str | None, Parameter(show_default=False)] = None,
+    data: Annotated[str | None, Parameter(show_default=False)] = None,
+    preprocess: Annotated[str | None, Parameter(show_default=False)] = None,
+    node: Annotated[str | None, Parameter(show_default=False)] = None,
+    json: JSON = False,
+) -> None:
+    """Show which rules made each node of the simplified model, of which nodes, and which rules nearly applied.
 
     Parameters
     ----------
     model: Path
         The .onnx file.
     pruning: bool
-        The groups of channels and heads that can be removed, and the axes that cannot with the reason.
+        Instead: the groups of channels and heads that can be removed, and the axes that cannot with the reason.
+    target: str
+        Explain what this target does to the float model.
+    passes: str
+        Explain a pipeline of your own: 'optimize passes' lists what it may name.
+    scheme: str
+        Explain this candidate of the target, int8 rendering included.
+    data: str
+        Inputs, as for optimize, for a pipeline that calibrates.
+    preprocess: str
+        How the model wants pictures, as for optimize.
+    node: str
+        One node in full, of the result or of the original, by its name or that of a tensor it makes.
     """
     from optimizer import portable, report
+    from optimizer.explain import explain as look
 
-    if not pruning:
-        raise UserError("say what to explain: optimize explain MODEL --pruning")
-    found = portable.explain(model, "pruning")
+    given = [name for name, value in (("passes", passes), ("scheme", scheme), ("node", node), ("data", data)) if value]
+    if pruning and given:
+        raise UserError(f"--{given[0]} and --pruning do not go together: drop one of them")
+    if pruning:
+        found = portable.explain(model, "pruning")
+        view = report.pruning
+    else:
+        found = look(model, target=target, passes=passes, scheme=scheme, data=data, preprocess=preprocess, node=node)
+        view = report.explanation if node is None else report.history
     if json:
         _print_json(found)
     else:
-        report.show(report.pruning(found))
+        report.show(view(found))
+
+
+@app.command
+def bisect(
+    model: Path,
+    /,
+    *,
+    target: Annotated[str, Parameter(name=["--target", "-t"])] = "onnx",
+    passes: Annotated[str | None, Parameter(show_default=False)] = None,
+    scheme: Annotated[str | None, Parameter(show_default=False)] = None,
+    data: Annotated[str | None, Parameter(show_default=False)] = None,
+    preprocess: Annotated[str | None, Parameter(show_default=False)] = None,
+    min_sqnr: Annotated[float | None, Parameter(show_default=False)] = None,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"], show_default=False)] = None,
+    threads: int = 0,
+    seed: int = 0,
+    json: JSON = False,
+    verbose: Annotated[int, Parameter(name=["--verbose", "-v"], count=True, show_default=False)] = 0,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+) -> None:
+    """Find the pass, and in it the rewrite, that breaks a model's outputs, and the smallest model that shows it.
+
+    Where outputs differ beyond rounding, exits with 4 and writes model.onnx, feeds.npz and report.txt.
+
+    Parameters
+    ----------
+    model: Path
+        The .onnx file.
+    target: str
+        Run what this target does to the float model.
+    passes: str
+        Run a pipeline of your own: 'optimize passes' lists what it may name.
+    scheme: str
+        Run this candidate of the target, int8 rendering included; needs --min-sqnr.
+    data: str
+        Inputs, as for optimize; all of them are compared.
+    preprocess: str
+        How the model wants pictures, as for optimize.
+    min_sqnr: float
+        Outputs differ where one is below so many dB, instead of beyond rounding.
+    out: Path
+        Folder to write; default <model>.bisect here. Replaced only if it holds an earlier result.
+    threads: int
+        Threads to run with; 0 means all cores.
+    seed: int
+        Seed of random inputs.
+    verbose: int
+        Say more; twice for everything. Errors come with their traceback.
+    quiet: bool
+        Only errors on stderr, no report.
+    """
+    from optimizer import bisect as own
+    from optimizer.progress import Bar
+
+    with Bar(not quiet) as bar:
+        found = own.bisect(
+            model, target=target, passes=passes, scheme=scheme, data=data, preprocess=preprocess, min_sqnr=min_sqnr,
+            out=out, threads=threads, seed=seed, progress=bar,
+        )  # fmt: skip
+    if json:
+        _print_json(found.facts | {"folder": None if found.folder is None else str(found.folder)})
+    elif not quiet:
+        sys.stdout.write(own.report(found.facts, found.folder))
+    if found.differs:
+        raise SystemExit(GateError.exit_code)
 
 
 @app.command(name="prune-curve")

@@ -17,6 +17,7 @@ from optimizer.ir import PlainGraph
 from optimizer.stored import Stored
 from optimizer.wire import Place
 
+ORIGIN = "onnx_optimize.origin"  # of a node's metadata: what an earlier run of ours made it of
 KEPT_ELSEWHERE = ("graph", "functions", "opset_import", "ir_version")
 
 
@@ -124,7 +125,7 @@ class _Reader:
         node = Node(proto.op_type, self.names.fresh(proto.name or proto.op_type), attrs, inputs, outputs, domain)
         node.overload, node.doc = proto.overload, proto.doc_string
         if proto.metadata_props:
-            node.metadata = {p.key: p.value for p in proto.metadata_props}
+            node.metadata = {p.key: p.value for p in proto.metadata_props if p.key != ORIGIN}
         if proto.device_configurations:
             node.devices = list(proto.device_configurations)
         return node

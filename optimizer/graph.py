@@ -14,7 +14,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -22,6 +22,9 @@ import onnx
 from optimizer.ir import Array, Constant, Dim, PlainGraph, PlainNode, Tensor, Variable, linked, peek
 from optimizer.names import Names
 from optimizer.order import in_order, reads
+
+if TYPE_CHECKING:
+    from optimizer.journal import Journal
 
 __all__ = ["Array", "Constant", "Dim", "Graph", "Header", "Names", "Node", "Tensor", "Variable", "peek"]
 
@@ -88,6 +91,8 @@ class Graph:
     `overridable` those that are graph inputs too (their values are defaults, not constants), `annotating` those that
     quantization annotations name. `declared` keeps what a subgraph says of its own inputs.
     """
+
+    journal: Journal | None = None  # of the outermost scope, while somebody asks what passes do; copies have none
 
     def __init__(self, ir: PlainGraph, names: Names, header: Header | None = None, parent: Graph | None = None):
         self.ir = ir

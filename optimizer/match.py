@@ -81,14 +81,20 @@ class Match:
 
 def match(pattern: str | Op, root: Node, graph: Graph, shared: bool = False) -> Match | None:
     """The first way in which `pattern` fits at `root`, or None. `shared`: inner nodes may have readers outside."""
-    parsed = parse(pattern) if isinstance(pattern, str) else pattern
-    if not may_fit(parsed, root):
-        return None
-    found = Match(graph)
-    for _ in _node(parsed, root, found):
-        if _closed(found, shared):
+    for found in fits(pattern, root, graph):
+        if obstacle(found, shared) is None:
             return found
     return None
+
+
+def fits(pattern: str | Op, root: Node, graph: Graph) -> Iterator[Match]:
+    """Every way in which `pattern` fits at `root` by its structure alone."""
+    parsed = parse(pattern) if isinstance(pattern, str) else pattern
+    if not may_fit(parsed, root):
+        return
+    found = Match(graph)
+    for _ in _node(parsed, root, found):
+        yield Match(graph, dict(found.tensors), dict(found.lists), list(found.nodes))
 
 
 def may_fit(pattern: Op, node: Node) -> bool:
@@ -113,19 +119,23 @@ def _may_fit(pattern: Op | Number, tensor: Tensor) -> bool:
     return bool(tensor.inputs) and may_fit(pattern, tensor.inputs[0])
 
 
-def _closed(found: Match, shared: bool) -> bool:
+def obstacle(found: Match, shared: bool = False) -> tuple[str, Node] | None:
+    """What no rule may pass over (a key of `nearmiss.REASONS`), and the matched node where it is; else None."""
     inside = {id(n) for n in found.nodes}
     for node in found.nodes:
-        if node.scope is not found.root.scope or node.domain or not is_pure(node):
-            return False
+        if node.scope is not found.root.scope:
+            return "scope", node
+        if node.domain or not is_pure(node):
+            return "impure", node
         if node is found.root or shared:
             continue
         if any(t.name and (t.outputs or found.graph.is_output(t)) for t in node.outputs[1:]):
-            return False
-        out = node.outputs[0]
-        if found.graph.is_output(out) or any(id(reader) not in inside for reader in out.outputs):
-            return False
-    return True
+            return "results", node
+        if found.graph.is_output(node.outputs[0]):
+            return "output", node
+        if any(id(reader) not in inside for reader in node.outputs[0].outputs):
+            return "reader", node
+    return None
 
 
 # Each of these yields once for every way in which a pattern fits, with `found` filled in, and takes back what it

@@ -70,8 +70,12 @@ class Plan:
 
     def text(self, scheme: str) -> str:
         """The whole pipeline of one scheme, as `--passes` takes it."""
-        own = () if scheme not in self.tails else (*self.shared, *self.tails[scheme])
-        return pipeline.text([*self.prepare, *own])
+        return pipeline.text(self.sequence(scheme))
+
+    def sequence(self, scheme: str | None = None) -> list[Pass]:
+        """The passes of one scheme, from the first; of --passes where no scheme is named, else of the float one."""
+        tail = CUSTOM if scheme is None else scheme
+        return [*self.prepare, *(() if tail not in self.tails else (*self.shared, *self.tails[tail]))]
 
 
 def make_plan(

@@ -225,6 +225,92 @@ def _names(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def explanation(found: Mapping[str, Any]) -> RenderableType:
+    """What `optimize explain` found: counts by rule, the nodes that rules made, those that went, near misses."""
+    head = Text.assemble(
+        (found["model"], "bold"),
+        f"  {found['nodes_before']} nodes became {found['nodes_after']}, by {found['pipeline']}",
+    )
+    parts: list[RenderableType] = [head]
+    if found["rules"]:
+        rows = [[row["rule"] or "(the pass itself)", row["pass"], str(row["count"])] for row in found["rules"]]
+        parts.append(listing(("rule", "pass", "rewrites"), rows))
+    made = [node for node in found["nodes"] if not node["kept"]]
+    if made:
+        rows = [[n["node"], n["op"], _steps(found, n["rewrites"]), _nodes(n["from"], 4)] for n in made[:MOST]]
+        parts.append(listing(("made", "operator", "by", "from"), rows))
+        parts += _left_out(len(made) - MOST)
+    if found["gone"]:
+        parts.append(listing(("gone", "by", "nodes"), _gone(found)))
+    if found["near_misses"]:
+        groups = _grouped(found["near_misses"])
+        rows = [[rule, str(len(own)), own[0]["text"], _nodes(own[0]["nodes"], 4)] for rule, own in groups[:MOST]]
+        parts.append(listing(("nearly", "times", "but, for instance", "at"), rows))
+        parts += _left_out(len(groups) - MOST)
+    return Group(*parts)
+
+
+def _gone(found: Mapping[str, Any]) -> list[list[str]]:
+    """How many nodes of the original nothing stands for, by what took them, the commonest first."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for node in found["gone"]:
+        steps = "" if node["rewrite"] is None else _steps(found, [node["rewrite"]])
+        groups.setdefault(steps, []).append(node)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return [[str(len(own)), steps, _nodes(own, 4)] for steps, own in ordered]
+
+
+def _grouped(misses: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Near misses by rule and reason, the commonest first."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for miss in misses:
+        groups.setdefault((miss["rule"], miss["reason"]), []).append(miss)
+    return [(rule, own) for (rule, _), own in sorted(groups.items(), key=lambda item: -len(item[1]))]
+
+
+def _steps(found: Mapping[str, Any], numbers: Iterable[int]) -> str:
+    edits = [found["rewrites"][number] for number in numbers]
+    edits = [edit for edit in edits if not edit["instead_of"]]  # what only made it read something else
+    return ", ".join(dict.fromkeys(edit["rule"] or edit["pass"].partition("{")[0] for edit in edits))
+
+
+def _nodes(nodes: Sequence[Mapping[str, str]], most: int) -> str:
+    return _names([f"{node['node']} ({node['op']})" for node in nodes], most)
+
+
+def _left_out(count: int) -> list[RenderableType]:
+    return [Text(f"  and {count} more, which --json lists")] if count > 0 else []
+
+
+def history(found: Mapping[str, Any]) -> Text:
+    """What `optimize explain --node` found: what one node is made of or became, step by step, and near misses."""
+    node, gone = found["node"], found["gone"]
+    lines = []
+    if node is not None:
+        whence = "as it came" if node["kept"] else f"made of {_nodes(node['from'], MOST) or 'nothing of the original'}"
+        lines.append(f"{node['node']} ({node['op']}) -> {', '.join(node['outputs'])}: {whence}")
+    lines += [f"it went into {_nodes([one], 1)} -> {', '.join(one['outputs'])}" for one in found["became"]]
+    if gone is not None:
+        instead = f"its readers read '{gone['into']}'" if gone["into"] else "nobody read it"
+        lines.append(f"{gone['node']} ({gone['op']}) is gone: {instead}")
+    for edit in found["rewrites"]:
+        name = f"{edit['rule']} ({edit['pass']})" if edit["rule"] else edit["pass"]
+        lines.append(f"  {edit['number']:>4}  {name}: {_edit(edit)}")
+    if found["near_misses"]:
+        lines.append("nearly:")
+    lines += [f"  {miss['rule']} at {_nodes(miss['nodes'], MOST)}: {miss['text']}" for miss in found["near_misses"]]
+    return Text("\n".join(lines))
+
+
+def _edit(edit: Mapping[str, Any]) -> str:
+    took = _nodes(edit["took"], MOST) or "nothing"
+    if edit["instead_of"]:
+        return f"{took} reads '{edit['into']}' instead of '{edit['instead_of']}'"
+    if edit["made"]:
+        return f"{took} became {_nodes(edit['made'], MOST)}"
+    return f"{took} gave way to '{edit['into']}'" if edit["into"] else f"{took} was not read"
+
+
 def curve(folder: Path, facts: Mapping[str, Any]) -> RenderableType:
     """What `optimize prune-curve` measured: one row per model."""
     head = Text.assemble((str(folder / "curve.svg"), "bold"), f"  {facts['target']}; MACs left of the float model's")

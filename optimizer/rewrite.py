@@ -127,6 +127,8 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], *, fast_math: bool = False,
     """Rewrites every scope until no rule fires; returns how often each one did (only those that did)."""
     if infer:
         shapes.infer(graph)
+    if graph.journal is not None:
+        graph.journal.applies(rules, fast_math)
     table: dict[str, list[tuple[Rule, Op]]] = {}
     for one in rules:
         if one.since > graph.opset or (one.fast_math and not fast_math):
@@ -170,40 +172,47 @@ def _try(one: Rule, pattern: Op, root: Node, scope: Graph) -> list[Node] | None:
         return None
     draft = Draft(scope)
     new = one.propose(found, draft)
-    if new is None or not _allowed(one, found, draft, new):
+    if new is None or refusal(one, found, draft, new) is not None:
         return None
-    return _commit(found, draft, new)
+    if (journal := scope.root.journal) is None:
+        return _commit(found, draft, new)
+    if not journal.permits(one, found):
+        return None
+    touched = _commit(found, draft, new)
+    journal.rewrote(one, found, touched[: len(draft.nodes)], new)
+    return touched
 
 
-def _allowed(one: Rule, found: Match, draft: Draft, new: Tensor) -> bool:
+def refusal(one: Rule, found: Match, draft: Draft, new: Tensor) -> str | None:
+    """Which precondition the proposal does not meet, a key of `nearmiss.REASONS`; None where it meets them all."""
     old = found.root.outputs[0]
     if new is old:
-        return False
+        return "same"
     if not _describe(draft):
-        return False
-    if not one.may_grow and _growth(found, draft) > SLACK:
-        return False
+        return "inference"
+    if not one.may_grow and growth(found, draft) > SLACK:
+        return "growth"
     drafted = any(new is out for d in draft.nodes for out in d.outputs)
     if not drafted and found.root.op == "Identity" and draft.graph.bridged(old, new):
-        return False  # the Identity is the bridge
+        return "bridge"  # the Identity is it
     if drafted or isinstance(new, Constant) or one.shape_safe:
-        return _agree(old, new)
-    return shapes.same_shape(old, new)
+        return _contradiction(old, new)
+    return None if shapes.same_shape(old, new) else "shape"
 
 
-def _agree(old: Tensor, new: Tensor) -> bool:
-    """No contradiction in dtype, rank or any dim that is known on both sides."""
+def _contradiction(old: Tensor, new: Tensor) -> str | None:
+    """In dtype, rank or any dim that is known on both sides; None where there is none."""
     if old.dtype is not None and new.dtype is not None and np.dtype(old.dtype) != np.dtype(new.dtype):
-        return False
+        return "dtype"
     if old.shape is None or new.shape is None:
-        return True
+        return None
     if len(old.shape) != len(new.shape):
-        return False
+        return "shape"
     pairs = zip(old.shape, new.shape, strict=True)
-    return all(m == n for m, n in pairs if isinstance(m, int) and isinstance(n, int))
+    return None if all(m == n for m, n in pairs if isinstance(m, int) and isinstance(n, int)) else "shape"
 
 
-def _growth(found: Match, draft: Draft) -> float:
+def growth(found: Match, draft: Draft) -> float:
     """Bytes that the file would grow by, less 1 % of what dies."""
     inside = {id(n) for n in found.nodes}
     read = {id(t) for d in draft.nodes for t in d.inputs if t is not None}

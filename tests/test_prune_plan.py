@@ -336,11 +336,6 @@ def test_wrong_input_is_one_line_and_exit_2(
 # ------------------------------------------------------------------ explain
 
 
-def test_explain_needs_to_know_what(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "net.onnx"]) == 2
-    assert "optimize explain MODEL --pruning" in capfd.readouterr().err
-
-
 def test_the_report_shows_the_heaviest_groups_and_what_holds_the_rest(capfd: pytest.CaptureFixture[str]) -> None:
     groups = [
         {"name": f"g{n}", "units": n, "unit": "head", "layers": ["q", "k"], "macs_share": n / 100, "exact": n % 2 == 0}

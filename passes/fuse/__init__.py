@@ -174,8 +174,6 @@ RULES: tuple[Rule, ...] = (
     powers.mul_reciprocal,
 )
 NAMES = tuple(one.name for one in RULES)
-# Shorter, yet slower on ONNX Runtime's CPU kernels, by 1.3 to 3 times where it was measured: applied only where named.
-NAMED_ONLY = frozenset(["swish", "reduce-sum-square", "reduce-l2", "global-average-pool"])
 GEMM = ("matmul-add", "gemm-sum", "gemm-gemm-sum")  # of what is added to a product
 # Shorter, yet slower on ONNX Runtime's CPU kernels, by 1.3 to 3 times where it was measured, or (attention) no faster
 # and in the way of int8: applied only where named.
