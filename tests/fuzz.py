@@ -7,7 +7,7 @@ constant branches, captures. A model is built move by move; each move picks tens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -432,25 +432,53 @@ def _info(value: Value) -> onnx.ValueInfoProto:
 
 def random_feeds(model: onnx.ModelProto, seed: int, *, infinite: bool = False) -> list[Feeds]:
     """Three feeds with other dims and other special values: zeros of both signs, large and, if wanted, NaN and inf."""
-    rng = np.random.default_rng(seed)
     special = [0.0, -0.0, -1.0, 300.0, -300.0, 1e-30, *([np.nan, np.inf, -np.inf] if infinite else [])]
+    rng = np.random.default_rng(seed)
+    return [_feed(model, rng, binding, special) for binding in BINDINGS]
+
+
+def special_feeds(model: onnx.ModelProto, seed: int) -> dict[str, Feeds]:
+    """Feeds by what is special about them: each kind of value under each binding of the dims, 1 and 0 among them."""
+    rng = np.random.default_rng(seed)
+    return {
+        f"{kind} {' '.join(f'{symbol}={size}' for symbol, size in binding.items())}": _feed(model, rng, binding, values)
+        for binding in (*BINDINGS, *EMPTY)
+        for kind, values in KINDS.items()
+    }
+
+
+BINDINGS = ({"N": 2, "T": 3}, {"N": 1, "T": 1}, {"N": 3, "T": 5})
+EMPTY = ({"N": 0, "T": 3}, {"N": 2, "T": 0})
+KINDS = {
+    "normal": [],
+    "negative": [-1.0, -2.5, -1e-3],
+    "zero": [0.0, -0.0],
+    "tiny": [1e-30, -1e-42, 0.0],
+    "large": [300.0, -300.0, 6e4],
+    "huge": [1e30, -3e38, 2e9],
+    "infinite": [np.inf, -np.inf, 0.0],
+    "nan": [np.nan, np.inf, -0.0],
+}
+
+
+def _feed(
+    model: onnx.ModelProto, rng: np.random.Generator, binding: Mapping[str, int], special: Sequence[float]
+) -> Feeds:
+    """Normal numbers, every tenth of them one of the special ones; small integers; a coin for a flag."""
     given = {t.name for t in model.graph.initializer}
-    feeds = []
-    for binding in ({"N": 2, "T": 3}, {"N": 1, "T": 1}, {"N": 3, "T": 5}):
-        feed: Feeds = {}
-        for info in (v for v in model.graph.input if v.name not in given):
-            kind = info.type.tensor_type
-            shape = [binding[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim]
-            if kind.elem_type == TensorProto.FLOAT:
-                values = np.asarray(rng.standard_normal(shape))
-                spots = rng.random(shape) < 0.1
-                feed[info.name] = np.where(spots, rng.choice(special, shape), values).astype(np.float32)
-            elif kind.elem_type == TensorProto.BOOL:
-                feed[info.name] = np.array(rng.random(shape) < 0.5)
-            else:
-                feed[info.name] = rng.integers(-5, 6, shape)
-        feeds.append(feed)
-    return feeds
+    feed: Feeds = {}
+    for info in (v for v in model.graph.input if v.name not in given):
+        kind = info.type.tensor_type
+        shape = [binding[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim]
+        if kind.elem_type == TensorProto.FLOAT:
+            values = np.asarray(rng.standard_normal(shape))
+            spots = rng.random(shape) < 0.1
+            feed[info.name] = np.where(spots, rng.choice(special or [1.0], shape), values).astype(np.float32)
+        elif kind.elem_type == TensorProto.BOOL:
+            feed[info.name] = np.array(rng.random(shape) < 0.5)
+        else:
+            feed[info.name] = rng.integers(-5, 6, shape)
+    return feed
 
 
 def main() -> None:

@@ -1,0 +1,104 @@
+"""One seed's fuzzed model through the simplifier: the same outputs on feeds of every kind and size, or the reason.
+
+The feeds hold negative numbers, zeros of both signs, tiny, large and huge ones, infinities and NaN, under several
+bindings of the symbolic dims, 1 and 0 among them. Each feed is judged by itself, so that huge numbers excuse no error
+elsewhere. Where an error exceeds rounding, the original is run again with inputs a unit in the last place away: what
+that alone changes by as much is ill-conditioned, not wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from optimizer.api import simplify
+from optimizer.compare import Difference, compare
+from optimizer.evaluate import Feeds, session
+from optimizer.graph import Array
+from tests.fuzz import random_model, special_feeds
+
+NUDGES, SPREAD = 4, 64  # how often inputs are nudged, and how much larger than that noise an error may be
+NUDGE = 2.0**-23
+
+
+@dataclass
+class Verdict:
+    """What became of a seed's model. `ran`: feeds that the original runs on; none where it does not load."""
+
+    seed: int
+    nodes: int = 0
+    left: int = 0
+    ran: int = 0
+    why: list[str] = field(default_factory=list)
+
+
+def judge(seed: int, keep: Path | None = None) -> Verdict:
+    """Simplifies a seed's model and compares; where outputs differ, both models are kept in the folder `keep`."""
+    model = random_model(seed)
+    found = Verdict(seed, len(model.graph.node))
+    try:
+        original = session(model.SerializeToString(), threads=1)
+    except Exception:  # the generator makes some that the runtime refuses: nothing to compare with
+        return found
+    simplified = None
+    try:
+        simplified = simplify(model)
+        found.left = len(simplified.graph.node)
+        made = session(simplified.SerializeToString(), threads=1)
+        for kind, feed in special_feeds(model, seed).items():
+            found.why += [f"{kind}: {why}" for why in _differences(original, made, feed, found)]
+    except Exception as error:  # whatever it is, it is the finding
+        found.why.append(f"{type(error).__name__}: {error}".splitlines()[0])
+    if found.why and keep is not None:
+        _keep(keep, found, model, simplified)
+    return found
+
+
+def _differences(original: Any, made: Any, feed: Feeds, found: Verdict) -> list[str]:
+    try:
+        expected = run(original, feed)
+    except Exception:  # an empty tensor, most often: the original does not run on this feed
+        return []
+    found.ran += 1
+    differences = compare([(expected, run(made, feed))])
+    wrong = {name: d for name, d in differences.items() if not d.within_rounding()}
+    noise = _noise(original, feed, expected) if wrong else {}
+    return [f"{name} {d.broken or d.max_abs}" for name, d in wrong.items() if not _explained(d, noise.get(name))]
+
+
+def run(model: Any, feed: Feeds) -> Feeds:
+    names = [output.name for output in model.get_outputs()]
+    return dict(zip(names, model.run(names, feed), strict=True))
+
+
+def _noise(original: Any, feed: Feeds, expected: Feeds) -> dict[str, Difference]:
+    """How far outputs move when float inputs do by about a unit in the last place."""
+    rng = np.random.default_rng(0)
+    nudged = [{name: _nudged(values, rng) for name, values in feed.items()} for _ in range(NUDGES)]
+    return compare((expected, run(original, one)) for one in nudged)
+
+
+def _nudged(values: Array, rng: np.random.Generator) -> Array:
+    if values.dtype.kind != "f":
+        return values
+    with np.errstate(over="ignore"):
+        return (values * (1 + NUDGE * rng.choice([-1, 1], values.shape))).astype(values.dtype)
+
+
+def _explained(error: Difference, noise: Difference | None) -> bool:
+    """True where rounding of the inputs alone does as much: as large an error, or a number lost to overflow."""
+    if noise is None or error.dtype.startswith(("int", "bool")):
+        return False
+    return bool(noise.broken) if error.broken else error.max_abs <= SPREAD * noise.max_abs
+
+
+def _keep(folder: Path, found: Verdict, model: onnx.ModelProto, simplified: onnx.ModelProto | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, folder / f"{found.seed}.onnx")
+    if simplified is not None:
+        onnx.save(simplified, folder / f"{found.seed}-simplified.onnx")
+    (folder / f"{found.seed}.txt").write_text("\n".join(found.why) + "\n")
