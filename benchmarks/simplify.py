@@ -105,13 +105,17 @@ class Runtime:
 
 @dataclass
 class Soundness:
-    """The models of some seeds. `refused`: those that ONNX Runtime does not run as they are."""
+    """The models of some seeds. `refused`: those that ONNX Runtime does not run as they are.
+
+    `overflowed`: feeds of huge numbers that overflow in the one and not in the other, which is not judged.
+    """
 
     part: ClassVar[str] = "soundness"
     first: int
     models: int = 0
     refused: int = 0
     feeds: int = 0
+    overflowed: int = 0
     before: int = 0
     after: int = 0
     mismatches: list[str] = field(default_factory=list)
@@ -362,7 +366,8 @@ def _chunk(keep: Path, first: int, count: int) -> Soundness:
     for seed in range(first, first + count):
         found = soundness.judge(seed, keep)
         row.refused += not found.ran
-        row.feeds, row.before, row.after = row.feeds + found.ran, row.before + found.nodes, row.after + found.left
+        row.feeds, row.overflowed = row.feeds + found.ran, row.overflowed + found.overflowed
+        row.before, row.after = row.before + found.nodes, row.after + found.left
         row.mismatches += [f"seed {seed}, {why}" for why in found.why]
     row.seconds = round(time.perf_counter() - start, 1)
     return row
@@ -430,9 +435,11 @@ def soundness_table(rows: Sequence[Soundness]) -> str:
     if not rows:
         return ""
     wrong = [why for row in rows for why in row.mismatches]
-    total = [sum(getattr(row, n) for row in rows) for n in ("models", "refused", "feeds", "before", "after")]
+    total = [
+        sum(getattr(row, n) for row in rows) for n in ("models", "refused", "feeds", "overflowed", "before", "after")
+    ]
     cells = [[*map(str, total), str(len(wrong))]]
-    titles = ["models", "not run by the runtime", "feeds", "nodes before", "after", "mismatches"]
+    titles = ["models", "not run by the runtime", "feeds", "overflowing", "nodes before", "after", "mismatches"]
     return "\n".join([_markdown(titles, cells, left=0), *(f"* {why}" for why in wrong)])
 
 

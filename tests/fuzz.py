@@ -455,7 +455,8 @@ KINDS = {
     "zero": [0.0, -0.0],
     "tiny": [1e-30, -1e-42, 0.0],
     "large": [300.0, -300.0, 6e4],
-    "huge": [1e30, -3e38, 2e9],
+    "huge": [1e12, -1e18, 2e9],
+    "largest": [1e30, -3e38],
     "infinite": [np.inf, -np.inf, 0.0],
     "nan": [np.nan, np.inf, -0.0],
 }
