@@ -23,7 +23,7 @@ from optimizer.compare import Difference, compare
 from optimizer.evaluate import Feeds, session
 from optimizer.graph import Array
 from optimizer.io import load
-from tests.fuzz import random_model, special_feeds
+from tests.fuzz import MORE, random_model, special_feeds
 
 NUDGES, SPREAD = 4, 64  # how often inputs are nudged, and how much larger than that noise an error may be
 NUDGE = 2.0**-23
@@ -47,7 +47,7 @@ class Verdict:
 
 def judge(seed: int, keep: Path | None = None) -> Verdict:
     """Simplifies a seed's model and compares; where outputs differ, both models are kept in the folder `keep`."""
-    model = random_model(seed)
+    model = random_model(seed, MORE)
     found = Verdict(seed, len(model.graph.node))
     try:
         original = session(model.SerializeToString(), threads=1)
