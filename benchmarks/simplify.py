@@ -107,7 +107,7 @@ class Runtime:
 class Soundness:
     """The models of some seeds. `refused`: those that ONNX Runtime does not run as they are.
 
-    `overflowed`: feeds of huge numbers that overflow in the one and not in the other, which is not judged.
+    `excused`: feeds that are not judged, by the reason why outputs may differ on them.
     """
 
     part: ClassVar[str] = "soundness"
@@ -115,9 +115,9 @@ class Soundness:
     models: int = 0
     refused: int = 0
     feeds: int = 0
-    overflowed: int = 0
     before: int = 0
     after: int = 0
+    excused: dict[str, int] = field(default_factory=dict)
     mismatches: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -366,8 +366,8 @@ def _chunk(keep: Path, first: int, count: int) -> Soundness:
     for seed in range(first, first + count):
         found = soundness.judge(seed, keep)
         row.refused += not found.ran
-        row.feeds, row.overflowed = row.feeds + found.ran, row.overflowed + found.overflowed
-        row.before, row.after = row.before + found.nodes, row.after + found.left
+        row.feeds, row.before, row.after = row.feeds + found.ran, row.before + found.nodes, row.after + found.left
+        row.excused = dict(Counter(row.excused) + Counter(found.excused))
         row.mismatches += [f"seed {seed}, {why}" for why in found.why]
     row.seconds = round(time.perf_counter() - start, 1)
     return row
@@ -435,11 +435,11 @@ def soundness_table(rows: Sequence[Soundness]) -> str:
     if not rows:
         return ""
     wrong = [why for row in rows for why in row.mismatches]
-    total = [
-        sum(getattr(row, n) for row in rows) for n in ("models", "refused", "feeds", "overflowed", "before", "after")
-    ]
-    cells = [[*map(str, total), str(len(wrong))]]
-    titles = ["models", "not run by the runtime", "feeds", "overflowing", "nodes before", "after", "mismatches"]
+    total = [str(sum(getattr(row, n) for row in rows)) for n in ("models", "refused", "feeds", "before", "after")]
+    excused = sum((Counter(row.excused) for row in rows), Counter[str]())
+    reasons = ", ".join(f"{why} {count}" for why, count in excused.most_common())
+    titles = ["models", "not run by the runtime", "feeds", "nodes before", "after", "not judged", "mismatches"]
+    cells = [[*total, reasons or "0", str(len(wrong))]]
     return "\n".join([_markdown(titles, cells, left=0), *(f"* {why}" for why in wrong)])
 
 
