@@ -409,7 +409,7 @@ def _nodes(row: Completeness | None) -> str:
 
 
 def speed_table(rows: Sequence[Speed]) -> str:
-    """Seconds without imports, CPU seconds of the whole process and its peak memory in MB, by tool."""
+    """By tool: seconds without imports, wall and CPU seconds of the whole process, and its peak memory."""
     found = {row.key: row for row in rows}
     cells = [
         [model, *(_seconds(found.get((model, tool))) for tool in simplifiers.TOOLS)]
@@ -421,7 +421,7 @@ def speed_table(rows: Sequence[Speed]) -> str:
 def _seconds(row: Speed | None) -> str:
     if row is None or row.failed:
         return "-" if row is None else row.failed
-    return f"{row.seconds:.2f} s ({row.cpu:.1f} s CPU), {row.peak_mb:.0f} MB"
+    return f"**{row.seconds:.2f} s** ({row.wall:.2f} s, CPU {row.cpu:.2f} s, {row.peak_mb:.0f} MB)"
 
 
 def runtime_table(rows: Sequence[Runtime]) -> str:
