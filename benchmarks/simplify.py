@@ -298,16 +298,26 @@ def wrong(original: onnx.ModelProto, out: Path, feeds: Sequence[Feeds], expected
 
 
 def _interface(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
-    """Inputs must be the same in everything; an output's shape may be known better than before."""
+    """Inputs must be as they were, but for a name given to a nameless dim; an output's shape may be known better."""
     weights = {tensor.name for tensor in before.graph.initializer}
     given, taken = (
-        {v.name: v.type.SerializeToString(deterministic=True) for v in model.graph.input if v.name not in weights}
+        {value.name: value.type for value in model.graph.input if value.name not in weights}
         for model in (before, after)
     )
-    if given != taken:
-        return f"another input {', '.join(n for n in given | taken if given.get(n) != taken.get(n))}"
+    other = [n for n in given | taken if n not in given or n not in taken or not _same(given[n], taken[n])]
+    if other:
+        return f"another input {', '.join(other)}"
     made, kept = ([v.name for v in model.graph.output] for model in (before, after))
     return "" if made == kept else f"other outputs: {', '.join(kept)}"
+
+
+def _same(before: onnx.TypeProto, after: onnx.TypeProto) -> bool:
+    """True where a tensor's type, rank and sizes are the same, and every name of a dim is kept."""
+    a, b = before.tensor_type, after.tensor_type
+    if a.elem_type != b.elem_type or len(a.shape.dim) != len(b.shape.dim):
+        return False
+    pairs = zip(a.shape.dim, b.shape.dim, strict=True)
+    return all(m.dim_value == n.dim_value and m.dim_param in ("", n.dim_param) for m, n in pairs)
 
 
 # ------------------------------------------------------------------ speed and runtime
