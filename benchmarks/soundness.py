@@ -81,7 +81,10 @@ def _differences(original: Any, made: Any, feed: Feeds, found: Verdict) -> list[
     except Exception:  # an empty tensor, most often: the original does not run on this feed
         return []
     found.ran += 1
-    differences = compare([(expected, run(made, feed))])
+    try:
+        differences = compare([(expected, run(made, feed))])
+    except Exception as error:  # of any class
+        return [f"{type(error).__name__}: {error}".splitlines()[0]]
     wrong = {name: d for name, d in differences.items() if not d.within_rounding()}
     noise = _noise(original, feed, expected) if wrong else {}
     return [f"{name} {d.broken or d.max_abs}" for name, d in wrong.items() if not _explained(d, noise.get(name))]
