@@ -584,7 +584,25 @@ def masks(m: Maker) -> None:
     m.add("Where", [same, x, m.add("Neg", [x], x.shape)], x.shape)
 
 
-MORE = (*MOVES, expands, splits, gathers, pools, powers, attention, attention, matrices, loops, masks)
+def quarters(m: Maker) -> None:
+    """An image's quarters as channels, cut in one step or in two, in one order or another; then a convolution."""
+    x = m.pick(4)
+    n, c, h, w = x.shape
+    if not (isinstance(c, int) and isinstance(h, int) and isinstance(w, int)) or h % 2 or w % 2 or c > 4:
+        return
+    end, two = (m.const(np.array(v)) for v in ([2**31 - 1], [2]))
+    parts = []
+    for row in (0, 1):
+        half = m.add("Slice", [x, m.const(np.array([row])), end, m.const(np.array([2])), two], (n, c, h // 2, w))
+        for column in (0, 1):
+            start, axis = m.const(np.array([column])), m.const(np.array([3]))
+            parts.append(m.add("Slice", [half, start, end, axis, two], (n, c, h // 2, w // 2)))
+    order = m.choose([[0, 1, 2, 3], [0, 2, 1, 3], m.rng.permutation(4).tolist()])
+    y = m.add("Concat", [parts[i] for i in order], (n, 4 * c, h // 2, w // 2), axis=1)
+    m.add("Conv", [y, m.normal(3, 4 * c, 1, 1, scale=0.3)], (n, 3, h // 2, w // 2))
+
+
+MORE = (*MOVES, expands, splits, gathers, pools, powers, attention, attention, matrices, loops, masks, quarters)
 
 
 # ------------------------------------------------------------------ models and inputs

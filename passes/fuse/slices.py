@@ -16,10 +16,11 @@ from optimizer.rewrite import Draft, rule
 from passes.fuse.arrays import rank
 
 END = np.iinfo(np.int64).max
+FAR = 2**31 - 1  # an end that no dim reaches
 Cut = tuple[int, int, int]  # start, end, step
 
 
-def _cuts(make: Draft, node: Node, n: int | None) -> dict[int, Cut] | None:
+def cuts(make: Draft, node: Node, n: int | None) -> dict[int, Cut] | None:
     """What a Slice takes, by axis; None where any of it is not constant."""
     if make.graph.opset < 10:
         starts, ends, over, steps = node.attrs["starts"], node.attrs["ends"], node.attrs.get("axes"), None
@@ -58,7 +59,7 @@ def composed(inner: Cut, outer: Cut, dim: Dim) -> Cut | None:
 @rule("Slice(Slice(x, *how), *further)")
 def slice_slice(m: Match, make: Draft) -> Tensor | None:
     n = rank(m["x"])
-    outer, inner = (_cuts(make, node, n) for node in m.nodes)
+    outer, inner = (cuts(make, node, n) for node in m.nodes)
     if outer is None or inner is None:
         return None
     merged = dict(inner)
@@ -69,12 +70,13 @@ def slice_slice(m: Match, make: Draft) -> Tensor | None:
                 return None
             cut = one
         merged[axis] = cut
-    return _make(make, m["x"], merged)
+    return sliced(make, m["x"], merged)
 
 
-def _make(make: Draft, x: Tensor, cuts: dict[int, Cut]) -> Tensor | None:
-    over = sorted(cuts)
-    starts, ends, steps = ([cuts[a][i] for a in over] for i in range(3))
+def sliced(make: Draft, x: Tensor, taken: dict[int, Cut]) -> Tensor | None:
+    """A Slice that takes from `x` what is given by axis; None where the operator set has no steps."""
+    over = sorted(taken)
+    starts, ends, steps = ([taken[a][i] for a in over] for i in range(3))
     if make.graph.opset < 10:
         if any(t != 1 for t in steps):
             return None
