@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from textwrap import shorten
 from typing import ClassVar
 
 import numpy as np
@@ -290,7 +291,7 @@ def wrong(original: onnx.ModelProto, out: Path, feeds: Sequence[Feeds], expected
     try:
         made = outputs(out, feeds)
     except Exception as error:  # of any class: the runtime has several of its own
-        return f"does not run: {error}".splitlines()[0]
+        return shorten(f"does not run: {error}".replace(f"{out.parent}/", ""), 240)
     for name, difference in compare(zip(expected, made, strict=True)).items():
         if not difference.within_rounding():
             return f"another output {name}: {difference.broken or f'{difference.sqnr:.0f} dB'}"
