@@ -7,7 +7,7 @@ constant branches, captures. A model is built move by move; each move picks tens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -402,10 +402,213 @@ MOVES: tuple[Callable[[Maker], None], ...] = (
 )  # fmt: skip
 
 
+# ------------------------------------------------------------------ moves that only the simplifier meets
+
+
+def expands(m: Maker) -> None:
+    """To ones, to the tensor's own shape, and to a row that was cut off by arithmetic before."""
+    x = m.pick(m.choose([2, 3, 4]))
+    rank = len(x.shape)
+    kind = m.choose(["ones", "own", "batch", "tile"])
+    if kind == "ones":
+        m.add("Expand", [x, m.const(np.ones(int(m.rng.integers(1, rank + 1)), np.int64))], x.shape, exact=x.exact)
+    elif kind == "own":
+        shape = m.add("Shape", [x], (rank,), INT, exact=True)
+        wide = m.add("Expand", [m.choose([x, m.normal(1), m.number(2.0)]), shape], x.shape)
+        m.add(m.choose(["Add", "Mul", "Max"]), [x, wide], x.shape)
+    elif kind == "batch":
+        size = m.add("Gather", [m.add("Shape", [x], (rank,), INT, exact=True), m.const(np.array([0]))], (1,), INT,
+                     exact=True)  # fmt: skip
+        target = m.add("Concat", [size, m.const(np.array([1] * (rank - 1)))], (rank,), INT, exact=True, axis=0)
+        row = m.add("Expand", [m.normal(*[1] * rank), target], (x.shape[0], *[1] * (rank - 1)))
+        m.add("Mul", [x, row], x.shape)
+    else:
+        times = m.choose([1, 2])
+        last = x.shape[-1]
+        if isinstance(last, int) and last < 12:
+            m.add("Tile", [x, m.const(np.array([1] * (rank - 1) + [times]))], (*x.shape[:-1], last * times),
+                  exact=x.exact)  # fmt: skip
+
+
+def splits(m: Maker) -> None:
+    """Parts of an axis by Split or by Slices, put together again in their order or in another."""
+    x = m.pick(m.choose([2, 3, 4]))
+    axis = int(m.rng.integers(1, len(x.shape)))
+    d = x.shape[axis]
+    if not isinstance(d, int) or d < 2:
+        return
+    cut = int(m.rng.integers(1, d))
+    sizes = [cut, d - cut]
+    parts = [Value(m.name(), FLOAT, (*x.shape[:axis], size, *x.shape[axis + 1 :]), x.exact) for size in sizes]
+    if m.chance(0.5):
+        given = [m.const(np.array(sizes))] if m.opset >= 13 else []
+        attrs: dict[str, Any] = {"axis": axis} if given else {"axis": axis, "split": sizes}
+        m.nodes.append(helper.make_node("Split", [x.name, *given], [v.name for v in parts], **attrs))
+    else:
+        for part, (start, end) in zip(parts, ((0, cut), (cut, m.choose([d, 2**31 - 1]))), strict=True):
+            lists = [m.const(np.array([v])) for v in (start, end, axis)]
+            m.nodes.append(helper.make_node("Slice", [x.name, *lists], [part.name]))
+    m.values += parts
+    if m.chance(0.7):
+        m.add("Concat", parts if m.chance(0.6) else parts[::-1], x.shape, exact=x.exact, axis=axis)
+
+
+def gathers(m: Maker) -> None:
+    x = m.pick(m.choose([2, 3]))
+    axis = int(m.rng.integers(1, len(x.shape)))
+    d = x.shape[axis]
+    if not isinstance(d, int):
+        return
+    kind = m.choose(["scalar", "all", "run", "any"])
+    if kind == "scalar":
+        where = m.const(np.array(int(m.rng.integers(-d, d))))
+        m.add("Gather", [x, where], (*x.shape[:axis], *x.shape[axis + 1 :]), exact=x.exact, axis=axis)
+        return
+    start, end = sorted(m.rng.integers(0, d + 1, 2).tolist())
+    places = {"all": np.arange(d), "run": np.arange(start, end), "any": m.rng.integers(-d, d, 3)}[kind]
+    shape = (*x.shape[:axis], len(places), *x.shape[axis + 1 :])
+    if len(places):
+        m.add("Gather", [x, m.const(places)], shape, exact=x.exact, axis=axis)
+
+
+def pools(m: Maker) -> None:
+    x = m.pick(4)
+    n, c, h, w = x.shape
+    if not (isinstance(h, int) and isinstance(w, int) and min(h, w) > 1):
+        return
+    if m.chance(0.3):
+        y = m.add("GlobalAveragePool", [x], (n, c, 1, 1))
+        m.add("Flatten", [y], (n, c)) if isinstance(n, int) or m.chance(0.5) else m.reduce("Squeeze", y, [2, 3], (n, c))
+        return
+    op, k = m.choose(["MaxPool", "AveragePool"]), m.choose([1, 2])
+    if m.chance(0.5):
+        x = m.add("Relu", [x], x.shape) if m.chance(0.5) else x
+        pads = [m.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])), *([m.number(0.0)] if m.chance(0.5) else [])]
+        h, w = h + 2, w + 2
+        x = m.add("Pad", [x, *pads], (n, c, h, w))
+    attrs = {"count_include_pad": 1} if op == "AveragePool" and m.chance(0.5) else {}
+    m.add(op, [x], (n, c, h - k + 1, w - k + 1), kernel_shape=[k, k], **attrs)
+
+
+def powers(m: Maker) -> None:
+    x = m.pick()
+    kind = m.choose(["square", "same", "root", "inverse", "ratio"])
+    if kind in ("square", "same"):
+        m.add("Pow", [x, m.number(2.0 if kind == "square" else 1.0)], x.shape)
+        m.add("Tanh", [m.values[-1]], x.shape)
+        return
+    positive = m.add("Add", [m.add("Abs", [x], x.shape), m.number(1.0)], x.shape)
+    if kind == "root":
+        m.add("Div", [x, m.add("Sqrt", [positive], x.shape)], x.shape)
+    elif kind == "inverse":
+        m.add("Mul", [m.add("Div", [m.number(1.0), positive], x.shape), x], x.shape)
+    else:
+        m.add("Mul", [x, m.add("Reciprocal", [positive], x.shape)], x.shape)
+
+
+def attention(m: Maker) -> None:
+    """Two heads of two over a sequence of fours, as exporters spell it."""
+    x = m.pick(3)
+    if x.shape[-1] != 4 or not all(isinstance(d, str) for d in x.shape[:2]):
+        return
+    n, t = x.shape[:2]
+    heads = []
+    for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
+        y = m.add("Add", [m.add("MatMul", [x, m.normal(4, 4, scale=0.5)], x.shape), m.normal(4)], x.shape)
+        y = m.add("Reshape", [y, _target(m, y, [0, 1], [2, 2])], (n, t, 2, 2))
+        heads.append(m.add("Transpose", [y], tuple(y.shape[p] for p in perm), perm=perm))
+    q, k, v = heads
+    scores = m.add("MatMul", [q, k], (n, 2, t, t))
+    scores = m.add(m.choose(["Mul", "Div"]), [scores, m.number(0.5)], scores.shape)
+    y = m.add("MatMul", [m.add("Softmax", [scores], scores.shape, axis=-1), v], (n, 2, t, 2))
+    y = m.add("Transpose", [y], (n, t, 2, 2), perm=[0, 2, 1, 3])
+    m.add("Reshape", [y, _target(m, y, [0, 1], [4])], (n, t, 4))
+
+
+def matrices(m: Maker) -> None:
+    """Products in a row, side by side, through Gemm or Einsum."""
+    x = m.pick(2)
+    d = x.shape[-1]
+    if not isinstance(d, int) or d > 8:
+        return
+    kind = m.choose(["row", "side", "gemm", "einsum"])
+    if kind == "row":
+        y = m.add("MatMul", [x, m.normal(d, 3, scale=0.5)], (x.shape[0], 3))
+        m.add("MatMul", [y, m.normal(3, 4, scale=0.5)], (x.shape[0], 4))
+    elif kind == "side":
+        a, b = (m.add("MatMul", [x, m.normal(d, 4, scale=0.5)], (x.shape[0], 4)) for _ in range(2))
+        m.add("Concat", [a, b], (x.shape[0], 8), axis=1) if m.chance(0.5) else m.add("Sub", [a, b], a.shape)
+    elif kind == "gemm":
+        bias = m.choose([m.normal(4), m.normal(1, 4), m.number(0.5), m.const(np.zeros(4, np.float32))])
+        y = m.add("Gemm", [x, m.normal(4, d, scale=0.5), bias], (x.shape[0], 4), transB=1,
+                  alpha=m.choose([1.0, 0.5]), beta=m.choose([1.0, 2.0]))  # fmt: skip
+        m.add(m.choose(["Mul", "Add"]), [y, m.choose([m.normal(4), m.number(1.0)])], y.shape)
+    elif m.opset >= 12:
+        m.add("Einsum", [x, m.normal(d, 4, scale=0.5)], (x.shape[0], 4), equation="nd,dk->nk")
+
+
+def loops(m: Maker) -> None:
+    """A loop of a known number of turns whose body reads an outer tensor; a sequence made and taken apart."""
+    x = m.pick()
+    if m.chance(0.5):
+        a, b = (m.add(op, [x], x.shape) for op in ("Neg", "Abs"))
+        row = m.name()
+        m.nodes.append(helper.make_node("SequenceConstruct", [a.name, b.name], [row]))
+        m.add("SequenceAt", [row, m.const(np.array(m.choose([0, 1, -1])))], x.shape)
+        return
+    info = helper.make_tensor_value_info
+    names = [m.name() for _ in range(6)]
+    turn, cond, state, again, half, new = names
+    body = helper.make_graph(
+        [helper.make_node("Identity", [cond], [again]), helper.make_node("Tanh", [state], [half]),
+         helper.make_node("Add", [half, x.name], [new])],
+        "body",
+        [info(turn, TensorProto.INT64, []), info(cond, TensorProto.BOOL, []), _info(Value(state, FLOAT, x.shape))],
+        [info(again, TensorProto.BOOL, []), _info(Value(new, FLOAT, x.shape))],
+    )  # fmt: skip
+    turns = m.const(np.array(m.choose([0, 1, 3])))
+    m.add("Loop", [turns, m.const(np.array(True)), x], x.shape, body=body)
+
+
+def masks(m: Maker) -> None:
+    """Choices that are known before the input is: constant conditions, and comparisons of dims."""
+    x = m.pick(m.choose([2, 3]))
+    if m.chance(0.5):
+        m.add("Where", [m.const(np.full(x.shape[-1:] if isinstance(x.shape[-1], int) else (), m.chance(0.5))), x,
+                        m.choose([m.number(0.0), x])], x.shape)  # fmt: skip
+        return
+    shape = m.add("Shape", [x], (len(x.shape),), INT, exact=True)
+    size = m.add("Gather", [shape, m.const(np.array(0))], (), INT, exact=True)
+    same = m.add(m.choose(["Equal", "Less", "Greater"]), [size, m.const(np.array(m.choose([-1, 0, 2])))], (), BOOL,
+                 exact=True)  # fmt: skip
+    m.add("Where", [same, x, m.add("Neg", [x], x.shape)], x.shape)
+
+
+def quarters(m: Maker) -> None:
+    """An image's quarters as channels, cut in one step or in two, in one order or another; then a convolution."""
+    x = m.pick(4)
+    n, c, h, w = x.shape
+    if not (isinstance(c, int) and isinstance(h, int) and isinstance(w, int)) or h % 2 or w % 2 or c > 4:
+        return
+    end, two = (m.const(np.array(v)) for v in ([2**31 - 1], [2]))
+    parts = []
+    for row in (0, 1):
+        half = m.add("Slice", [x, m.const(np.array([row])), end, m.const(np.array([2])), two], (n, c, h // 2, w))
+        for column in (0, 1):
+            start, axis = m.const(np.array([column])), m.const(np.array([3]))
+            parts.append(m.add("Slice", [half, start, end, axis, two], (n, c, h // 2, w // 2)))
+    order = m.choose([[0, 1, 2, 3], [0, 2, 1, 3], m.rng.permutation(4).tolist()])
+    y = m.add("Concat", [parts[i] for i in order], (n, 4 * c, h // 2, w // 2), axis=1)
+    m.add("Conv", [y, m.normal(3, 4 * c, 1, 1, scale=0.3)], (n, 3, h // 2, w // 2))
+
+
+MORE = (*MOVES, expands, splits, gathers, pools, powers, attention, attention, matrices, loops, masks, quarters)
+
+
 # ------------------------------------------------------------------ models and inputs
 
 
-def random_model(seed: int) -> onnx.ModelProto:
+def random_model(seed: int, moves: Sequence[Callable[[Maker], None]] = MOVES) -> onnx.ModelProto:
     """The model of a seed: 6 to 21 moves on an image, a sequence, a row of integers and a flag."""
     rng = np.random.default_rng(seed)
     m = Maker(rng, OPSETS[seed % len(OPSETS)])
@@ -418,7 +621,7 @@ def random_model(seed: int) -> onnx.ModelProto:
     ]
     m.values = list(m.inputs)
     for _ in range(int(rng.integers(6, 22))):
-        m.choose(MOVES)(m)
+        m.choose(moves)(m)
     made = [v for v in m.values if v not in m.inputs] or [m.add("Identity", [m.inputs[3]], m.inputs[3].shape)]
     outputs = {v.name: v for v in [made[-1], *(m.choose(made) for _ in range(int(rng.integers(0, 3))))]}
     graph = helper.make_graph(m.nodes, "fuzz", [_info(v) for v in [*m.inputs, *m.defaults]],
@@ -432,25 +635,58 @@ def _info(value: Value) -> onnx.ValueInfoProto:
 
 def random_feeds(model: onnx.ModelProto, seed: int, *, infinite: bool = False) -> list[Feeds]:
     """Three feeds with other dims and other special values: zeros of both signs, large and, if wanted, NaN and inf."""
-    rng = np.random.default_rng(seed)
     special = [0.0, -0.0, -1.0, 300.0, -300.0, 1e-30, *([np.nan, np.inf, -np.inf] if infinite else [])]
+    rng = np.random.default_rng(seed)
+    return [_feed(model, rng, binding, special) for binding in BINDINGS]
+
+
+def special_feeds(model: onnx.ModelProto, seed: int) -> dict[str, Feeds]:
+    """Feeds by what is special about them: each kind of value under each binding of the dims, 1 and 0 among them."""
+    rng = np.random.default_rng(seed)
+    return {
+        f"{kind} {' '.join(f'{symbol}={size}' for symbol, size in binding.items())}": _feed(model, rng, binding, values)
+        for binding in (*BINDINGS, *EMPTY)
+        for kind, values in KINDS.items()
+    }
+
+
+BINDINGS = ({"N": 2, "T": 3}, {"N": 1, "T": 1}, {"N": 3, "T": 5})
+EMPTY = ({"N": 0, "T": 3}, {"N": 2, "T": 0})
+KINDS = {
+    "normal": [],
+    "negative": [-1.0, -2.5, -1e-3],
+    "zero": [0.0, -0.0],
+    "tiny": [1e-30, -1e-42, 0.0],
+    "large": [300.0, -300.0, 6e4],
+    "huge": [1e12, -1e18, 2e9],
+    "largest": [1e30, -3e38],
+    "infinite": [np.inf, -np.inf, 0.0],
+    "nan": [np.nan, np.inf, -0.0],
+}
+
+
+def _feed(
+    model: onnx.ModelProto, rng: np.random.Generator, binding: Mapping[str, int], special: Sequence[float]
+) -> Feeds:
+    """Normal numbers, every tenth of them one of the special ones, as in integers are those of a size that is
+    special there; a coin for a flag.
+    """
+    whole = [int(v) for v in special if 1e9 <= abs(v) < 2.0**63]
     given = {t.name for t in model.graph.initializer}
-    feeds = []
-    for binding in ({"N": 2, "T": 3}, {"N": 1, "T": 1}, {"N": 3, "T": 5}):
-        feed: Feeds = {}
-        for info in (v for v in model.graph.input if v.name not in given):
-            kind = info.type.tensor_type
-            shape = [binding[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim]
-            if kind.elem_type == TensorProto.FLOAT:
-                values = np.asarray(rng.standard_normal(shape))
-                spots = rng.random(shape) < 0.1
-                feed[info.name] = np.where(spots, rng.choice(special, shape), values).astype(np.float32)
-            elif kind.elem_type == TensorProto.BOOL:
-                feed[info.name] = np.array(rng.random(shape) < 0.5)
-            else:
-                feed[info.name] = rng.integers(-5, 6, shape)
-        feeds.append(feed)
-    return feeds
+    feed: Feeds = {}
+    for info in (v for v in model.graph.input if v.name not in given):
+        kind = info.type.tensor_type
+        shape = [binding[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim]
+        if kind.elem_type == TensorProto.FLOAT:
+            values = np.asarray(rng.standard_normal(shape))
+            spots = rng.random(shape) < 0.1
+            feed[info.name] = np.where(spots, rng.choice(special or [1.0], shape), values).astype(np.float32)
+        elif kind.elem_type == TensorProto.BOOL:
+            feed[info.name] = np.array(rng.random(shape) < 0.5)
+        else:
+            small = rng.integers(-5, 6, shape)
+            feed[info.name] = np.where(rng.random(shape) < 0.1, rng.choice(whole, shape), small) if whole else small
+    return feed
 
 
 def main() -> None:
