@@ -19,11 +19,11 @@ import numpy as np
 import onnx
 
 from optimizer import shapes
-from optimizer.api import simplify
 from optimizer.compare import Difference, compare
 from optimizer.evaluate import Feeds, session
 from optimizer.graph import Array
 from optimizer.io import load
+from optimizer.portable import simplify
 from passes.shapes.interpret import Interpreter
 from tests.fuzz import MORE, random_model, special_feeds
 

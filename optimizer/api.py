@@ -120,9 +120,11 @@ def optimize(
     stays. Only where a compiler is missing is the model written all the same before UnavailableError says so.
     """
     if target == "auto":
-        asked = {"passes": passes, "scheme": scheme, "statistics": statistics, "engine": engine, "dump": dump}
-        asked |= {"opset": opset, "freeze": fixed, "shape": shapes, "bisect-limit": bisect_limit}
-        _refuse(asked | {"verify-each": verify_each or None, "keep-provenance": keep_provenance or None})
+        _refuse({
+            "passes": passes, "scheme": scheme, "statistics": statistics, "engine": engine, "dump": dump,
+            "opset": opset, "freeze": fixed, "shape": shapes, "bisect-limit": bisect_limit,
+            "verify-each": verify_each or None, "keep-provenance": keep_provenance or None,
+        })  # fmt: skip
         from optimizer import auto
 
         folder = auto.choose(

@@ -486,7 +486,7 @@ def pools(m: Maker) -> None:
         pads = [m.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])), *([m.number(0.0)] if m.chance(0.5) else [])]
         h, w = h + 2, w + 2
         x = m.add("Pad", [x, *pads], (n, c, h, w))
-    attrs = {"count_include_pad": 1} if op == "AveragePool" and m.chance(0.5) else {}
+    attrs: dict[str, Any] = {"count_include_pad": 1} if op == "AveragePool" and m.chance(0.5) else {}
     m.add(op, [x], (n, c, h - k + 1, w - k + 1), kernel_shape=[k, k], **attrs)
 
 
@@ -574,8 +574,9 @@ def masks(m: Maker) -> None:
     """Choices that are known before the input is: constant conditions, and comparisons of dims."""
     x = m.pick(m.choose([2, 3]))
     if m.chance(0.5):
-        m.add("Where", [m.const(np.full(x.shape[-1:] if isinstance(x.shape[-1], int) else (), m.chance(0.5))), x,
-                        m.choose([m.number(0.0), x])], x.shape)  # fmt: skip
+        width = [x.shape[-1]] if isinstance(x.shape[-1], int) else []
+        condition = m.const(np.full(width, m.chance(0.5)))
+        m.add("Where", [condition, x, m.choose([m.number(0.0), x])], x.shape)
         return
     shape = m.add("Shape", [x], (len(x.shape),), INT, exact=True)
     size = m.add("Gather", [shape, m.const(np.array(0))], (), INT, exact=True)
