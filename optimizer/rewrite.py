@@ -275,7 +275,7 @@ def _commit(found: Match, draft: Draft, new: Tensor) -> list[Node]:
     nodes = []
     before = root
     adopted = False
-    described = all(out.dtype is not None and out.shape is not None for d in draft.nodes for out in d.outputs)
+    described = all(_settled(out) for d in draft.nodes for out in d.outputs)
     root.outputs[0] = Variable.empty()
     for drafted in draft.nodes:
         outputs = []
@@ -300,6 +300,13 @@ def _commit(found: Match, draft: Draft, new: Tensor) -> list[Node]:
     _prune(graph, found.nodes[1:])
     last = [t.outputs[0] for t in read if len(t.outputs) == 1]  # only readers now, which G1 may have held back
     return [*nodes, *readers, *sources, *last]
+
+
+def _settled(out: Tensor) -> bool:
+    """True where inference has nothing to add: shapes may be calculated from what integers and booleans hold."""
+    if out.dtype is None or np.dtype(out.dtype).kind in "iub" or out.shape is None:
+        return False
+    return all(dim is not None for dim in out.shape)
 
 
 def _refine(graph: Graph, old: Tensor, new: Tensor) -> None:

@@ -29,6 +29,7 @@ def infer(graph: Graph) -> None:
     """
     if graph.inferred == graph.edits:
         return
+    graph.tidy()  # onnx's inference goes through the nodes once, in the order in which they stand
     custom = {name for n in graph.walk() if n.domain for name in (t.name for t in n.outputs)}
     model = skeleton(graph, custom)
     known: set[str] = set()

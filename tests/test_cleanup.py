@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,8 +263,19 @@ def test_keeps(name: str) -> None:
     assert run("cleanup", EXAMPLES[name].kept, EXAMPLES[name].opset) == 0
 
 
+SHOWN = {  # by golden cases, of these names and with "_not"
+    "concat-split": "concat_split",
+    "repeated-operand": "repeated",
+    "sequence-at": "sequences",
+    "sequence-length": "sequences",
+    "concat-from-sequence": "sequences",
+}
+
+
 def test_every_rule_has_an_example() -> None:
-    assert {one.name for one in RULES} == EXAMPLES.keys()
+    assert {one.name for one in RULES} == EXAMPLES.keys() | SHOWN.keys()
+    folder = Path(__file__).parent / "cases" / "cleanup"
+    assert all((folder / f"{case}{end}.txt").is_file() for case in SHOWN.values() for end in ("", "_not"))
 
 
 MORE_KEPT = {

@@ -56,7 +56,7 @@ def composed(inner: Cut, outer: Cut, dim: Dim) -> Cut | None:
     return min(a + c * d, END), min(b, a + c * e), c * f
 
 
-@rule("Slice(Slice(x, *how), *further)", shared=True)
+@rule("Slice(Slice(x, *how), *further)")
 def slice_slice(m: Match, make: Draft) -> Tensor | None:
     n = rank(m["x"])
     outer, inner = (cuts(make, node, n) for node in m.nodes)
