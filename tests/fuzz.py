@@ -395,10 +395,49 @@ def branches(m: Maker) -> None:
     m.add("If", [cond], x.shape, then_branch=bodies[0], else_branch=bodies[1])
 
 
+def turns(m: Maker) -> None:
+    """A Loop of few turns, or of none, or one that may be skipped; a part of its body does not change."""
+    x = m.pick()
+    trips, cond = int(m.rng.integers(0, 4)), m.choose(["", "flag", m.const(np.array(True))])
+    i, g, h, v, w, f, a, b, row, rows = (m.name() for _ in range(10))
+    info = helper.make_tensor_value_info
+    inner = [helper.make_node("Identity", [g], [h]), helper.make_node("Cast", [i], [f], to=TensorProto.FLOAT),
+             helper.make_node("Mul", [x.name, m.number(0.5)], [a]), helper.make_node("Add", [v, a], [b]),
+             helper.make_node("Tanh", [b], [w]), helper.make_node("Mul", [w, f], [row])]  # fmt: skip
+    ends = [helper.make_empty_tensor_value_info(name) for name in (w, row)]
+    taken = [info(i, TensorProto.INT64, []), info(g, TensorProto.BOOL, []), info(v, TensorProto.FLOAT, None)]
+    body = helper.make_graph(inner, "body", taken, [info(h, TensorProto.BOOL, []), *ends])
+    out = Value(m.name(), FLOAT, x.shape)
+    count = m.const(np.array(trips))
+    m.nodes.append(helper.make_node("Loop", [count, cond, x.name], [out.name, rows], body=body))
+    m.values.append(out)
+    if trips and cond != "flag":
+        m.values.append(Value(rows, FLOAT, (trips, *x.shape)))
+
+
+def lists(m: Maker) -> None:
+    """A sequence made of tensors or by cutting one up; one of it is taken, or all are joined again."""
+    x = m.pick()
+    sequence = m.name()
+    at = int(m.rng.integers(-2, 2))
+    if m.chance(0.5) and len(x.shape) > 1 and x.shape[-1] == 4:
+        m.nodes.append(helper.make_node("SplitToSequence", [x.name, m.const(np.array(2))], [sequence], axis=-1))
+        part = (*x.shape[:-1], 2)
+    else:
+        y = m.add("Neg", [x], x.shape, exact=x.exact)
+        m.nodes.append(helper.make_node("SequenceConstruct", [x.name, y.name], [sequence]))
+        part = x.shape
+    if m.chance(0.5):
+        m.add("SequenceAt", [sequence, m.const(np.array(at))], part, exact=x.exact)
+    else:
+        m.add("ConcatFromSequence", [sequence], (*part, 2), exact=x.exact, axis=-1, new_axis=1)
+
+
 MOVES: tuple[Callable[[Maker], None], ...] = (
     unary, unary, with_constant, with_constant, binary, convolution, convolution, convolution, transposed_convolution,
     matrix, matrix, transposes, reshapes, reshapes, squeezes, hard_swish, smooth, layer_norm, constant_branch,
     duplicate, dead, slices, casts, reduces, clips, shapes_into_values, integers, compares, branches,
+    turns, lists,
 )  # fmt: skip
 
 
