@@ -8,8 +8,9 @@ must be 0 where the second one pads, or is a ConvTranspose, at whose borders few
 
 The cost: the product has o i k weights, and each is multiplied at every place. It is taken only where the two have
 no fewer together, and where the second one has no more places than the first (so it must not pad beyond the size of its
-input). In the second line a ConvTranspose multiplies at the places of x, so there o must not be above m.
-(W11 of the usual catalogues.)
+input). In the second line a ConvTranspose multiplies at the places of x, so there o must not be above m. Of an infinite
+x the first one may make inf - inf, which is NaN, where the product makes inf: so the rule waits for fast-math. (W11 of
+the usual catalogues.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from passes.fuse.arrays import narrow
 from passes.fuse.window import Window
 
 
-@rule("Conv|ConvTranspose(Conv(x, v, c?), w, b?)", "Conv(ConvTranspose(x, v, c?), w, b?)")
+@rule("Conv|ConvTranspose(Conv(x, v, c?), w, b?)", "Conv(ConvTranspose(x, v, c?), w, b?)", fast_math=True)
 def conv_conv(m: Match, make: Draft) -> Tensor | None:
     second, first = m.nodes
     if any(make.attr(node, "group") != 1 for node in m.nodes) or not _pays(first, second):

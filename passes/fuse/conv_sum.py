@@ -4,8 +4,9 @@
 
 for the same steps and groups, where the smaller kernel lies inside the larger one: at the taps where both meet the same
 elements of x, pads included, which are 0 in both. The tensor itself is its convolution with a kernel of one element 1,
-batch normalisation with one element s and bias t. No weight is multiplied more often than before. (W13 of the usual
-catalogues; Ding et al. 2021, RepVGG.)
+batch normalisation with one element s and bias t. No weight is multiplied more often than before. Of an infinite x the
+sum may be inf - inf, which is NaN, where the sum of the weights makes inf: so the rules wait for fast-math. (W13 of the
+usual catalogues; Ding et al. 2021, RepVGG.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from passes.fuse.conv_affine import batch_norm
 from passes.fuse.window import Window
 
 
-@rule("Add(Conv(x, v, c?), Conv(x, w, b?))")
+@rule("Add(Conv(x, v, c?), Conv(x, w, b?))", fast_math=True)
 def conv_sum(m: Match, make: Draft) -> Tensor | None:
     one, other = m.nodes[1:]
     if make.attr(one, "group") != make.attr(other, "group"):
@@ -40,13 +41,13 @@ def conv_sum(m: Match, make: Draft) -> Tensor | None:
     return None
 
 
-@rule("Add(Conv(x, w, b?), x)")
+@rule("Add(Conv(x, w, b?), x)", fast_math=True)
 def conv_add_input(m: Match, make: Draft) -> Tensor | None:
     shape = m["w"].shape
     return None if shape is None or not isinstance(shape[0], int) else _point(m, make, np.ones(shape[0]), 0.0)
 
 
-@rule("Add(Conv(x, w, b?), BatchNormalization(x, gamma, beta, mean, var))")
+@rule("Add(Conv(x, w, b?), BatchNormalization(x, gamma, beta, mean, var))", fast_math=True)
 def conv_add_bn(m: Match, make: Draft) -> Tensor | None:
     affine = batch_norm(m, make)
     return None if affine is None else _point(m, make, *affine)

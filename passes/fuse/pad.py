@@ -15,12 +15,11 @@ import numpy as np
 
 from optimizer.graph import Node, Tensor
 from optimizer.match import Match
-from optimizer.ops import clamp, scalar
+from optimizer.ops import scalar
+from optimizer.ranges import span
 from optimizer.rewrite import Draft, rule
 from passes.fuse.arrays import rank as rank_of
 from passes.fuse.window import own_pads
-
-NONNEGATIVE = ("Abs", "Exp", "HardSigmoid", "Sigmoid", "Softmax", "Softplus")  # of floats: integers wrap around
 
 
 def _zeros(m: Match, make: Draft, rank: int) -> list[int] | None:
@@ -118,7 +117,7 @@ def pad_max_pool(m: Match, make: Draft) -> Tensor | None:
     pool, x = m.root, m["x"]
     kernel = list(pool.attrs["kernel_shape"])
     found, own = _spatial(m, make, len(kernel) + 2), own_pads(pool, make, len(kernel))
-    if found is None or own is None or not found[1] <= _lowest(x, make):
+    if found is None or own is None or not found[1] <= span(make.graph, x)[0]:
         return None
     if make.attr(pool, "ceil_mode") or any(d != 1 for d in make.attr(pool, "dilations") or ()):
         return None
@@ -131,15 +130,3 @@ def pad_max_pool(m: Match, make: Draft) -> Tensor | None:
             return None
     attrs = {k: v for k, v in pool.attrs.items() if k != "auto_pad"}
     return make.node("MaxPool", x, attrs=attrs | {"pads": pads})
-
-
-def _lowest(x: Tensor, make: Draft) -> float:
-    """A number that no element of `x` is below."""
-    if x.dtype is None or np.dtype(x.dtype).kind in "iu":
-        return -np.inf if x.dtype is None else int(np.iinfo(x.dtype).min)
-    maker = x.inputs[0] if x.inputs and not x.inputs[0].domain else None
-    if maker is not None and maker.op in NONNEGATIVE:
-        return 0
-    if maker is None or maker.op not in ("Relu", "Clip"):
-        return -np.inf
-    return min(clamp(make.graph, maker) or (-np.inf,))

@@ -4,7 +4,8 @@
 
 V W has k n numbers, each read once and multiplied once per row of x: the first line is taken only where V and W have
 no fewer together (LoRA's factors, say, stay two). It is computed in float64 and rounded once; integers would wrap
-around. (W17 of the usual catalogues.)
+around. Of an infinite x the first line may make inf - inf, which is NaN, where the product makes inf: so the rules wait
+for fast-math. (W17 of the usual catalogues.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FLOATS = ("float16", "float32", "float64")
 Affine = tuple[Array, Array]  # [k, n] and, per column, [n] or [1]
 
 
-@rule("MatMul(MatMul(x, v), w)", "MatMul(Add(MatMul(x, v), c), w)")
+@rule("MatMul(MatMul(x, v), w)", "MatMul(Add(MatMul(x, v), c), w)", fast_math=True)
 def matmul_matmul(m: Match, make: Draft) -> Tensor | None:
     if not _pays(m, m.nodes[-1], m.root):
         return None
@@ -41,7 +42,7 @@ def matmul_matmul(m: Match, make: Draft) -> Tensor | None:
     )
 
 
-@rule("Gemm(Gemm|MatMul(x, v, c?), w, b?)", "MatMul(Gemm(x, v, c?), w)")
+@rule("Gemm(Gemm|MatMul(x, v, c?), w, b?)", "MatMul(Gemm(x, v, c?), w)", fast_math=True)
 def gemm_gemm(m: Match, make: Draft) -> Tensor | None:
     second, first = m.nodes
     if make.attr(second, "transA") or not _pays(m, first, second):
@@ -55,7 +56,7 @@ def gemm_gemm(m: Match, make: Draft) -> Tensor | None:
     return make.node("Gemm", m["x"], make.constant(arrays[0], "weight"), bias, attrs=attrs)
 
 
-@rule("Add(MatMul(x, v), MatMul(x, w))")
+@rule("Add(MatMul(x, v), MatMul(x, w))", fast_math=True)
 def matmul_sum(m: Match, make: Draft) -> Tensor | None:
     v, w = make.array(m["v"]), make.array(m["w"])
     if v is None or w is None or v.shape != w.shape or not has_dtype(m["w"], *FLOATS):
