@@ -114,12 +114,13 @@ def _may_fit(pattern: Op | Number, tensor: Tensor) -> bool:
 
 
 def _closed(found: Match) -> bool:
-    inside = {id(n) for n in found.nodes}
-    for node in found.nodes:
-        if node.scope is not found.root.scope or node.domain or not is_pure(node):
+    root, *inner = found.nodes
+    if root.domain or not is_pure(root):
+        return False
+    inside = {id(n) for n in found.nodes} if inner else set[int]()
+    for node in inner:
+        if node.scope is not root.scope or node.domain or not is_pure(node):
             return False
-        if node is found.root:
-            continue
         if any(t.name and (t.outputs or found.graph.is_output(t)) for t in node.outputs[1:]):
             return False
         out = node.outputs[0]
