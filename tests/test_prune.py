@@ -18,7 +18,6 @@ import pytest
 import optimizer
 from models import zoo
 from models.data import calibration
-from optimizer.portable import explain
 from optimizer.context import Context
 from optimizer.errors import ModelError, PipelineError
 from optimizer.evaluate import Evaluate, Feeds
@@ -27,6 +26,7 @@ from optimizer.instrument import _interface
 from optimizer.io import load, to_model
 from optimizer.manager import PassManager
 from optimizer.pipeline import build
+from optimizer.portable import explain
 from optimizer.statistics import Statistics
 from optimizer.targets import target
 from passes.prune import Prune, multiple

@@ -26,7 +26,11 @@ class Cleanup(Pass):
     tracked: ClassVar[bool] = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
-        count = lift_constants(graph) + take_branches(graph) + drop_dropout(graph)
+        count = lift_constants(graph)
+        taken = take_branches(graph)
+        count += taken + drop_dropout(graph)
         count += sum(apply_rules(graph, movement.RULES + windows.RULES + values.RULES).values())
         count += merge_duplicates(graph) + drop_unused_results(graph)
+        if taken:
+            graph.edited()  # what leaves a subgraph is known better once nothing of the If is left
         return count + graph.sweep()
