@@ -7,6 +7,7 @@ beside it. What the file says is turned into a Graph in `decode`, and back in `e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -76,8 +77,11 @@ def _check(model: onnx.ModelProto, where: str) -> None:
 
 def _check_operators(graph: onnx.GraphProto, version: int, local: set[tuple[str, str]], where: str) -> None:
     for node in graph.node:
-        standard = node.domain in ("", "ai.onnx") and (node.domain, node.op_type) not in local
-        if standard and not onnx.defs.has(node.op_type, max_inclusive_version=version, domain=""):
+        if (
+            node.domain in ("", "ai.onnx")
+            and not _has(node.op_type, version)
+            and (node.domain, node.op_type) not in local
+        ):
             raise ModelError(
                 f"node '{node.name or next(iter(node.output), '')}' in {where} uses operator '{node.op_type}', which "
                 f"operator set {version} does not have: give the operator its own domain, or export the model again"
@@ -90,6 +94,12 @@ def _check_operators(graph: onnx.GraphProto, version: int, local: set[tuple[str,
                 )
             if attr.type == onnx.AttributeProto.GRAPH:
                 _check_operators(attr.g, version, local, where)
+
+
+@cache
+def _has(op: str, version: int) -> bool:
+    """True where an operator set has the operator."""
+    return onnx.defs.has(op, max_inclusive_version=version, domain="")
 
 
 def save(graph: Graph, path: Path) -> list[Path]:

@@ -82,12 +82,9 @@ class Variable(PlainVariable):
     """A tensor whose value is known at run time only. One without a name stands for an omitted input or output."""
 
     def __init__(self, name: str, dtype: Any = None, shape: Sequence[Dim] | None = None):
-        self.__dict__.update(
-            name=name, dtype=dtype, shape=shape, type="tensor_type",
-            inputs=linked(self, "outputs"), outputs=linked(self, "inputs"),
-        )  # fmt: skip
+        self.__dict__.update(name=name, dtype=dtype, shape=shape, type="tensor_type", inputs=[], outputs=[])
 
-    __setattr__ = object.__setattr__  # a tensor's producers and readers change through its nodes only
+    __setattr__ = object.__setattr__  # a tensor's producers and readers are plain lists: only its nodes change them
 
     @staticmethod
     def empty() -> Variable:
@@ -103,10 +100,7 @@ class Constant(PlainConstant):
     _values: Any
 
     def __init__(self, name: str, values: Any):
-        self.__dict__.update(
-            name=name, _values=values, data_location=None, _export_dtype=None,
-            inputs=linked(self, "outputs"), outputs=linked(self, "inputs"),
-        )  # fmt: skip
+        self.__dict__.update(name=name, _values=values, data_location=None, _export_dtype=None, inputs=[], outputs=[])
 
     __setattr__ = object.__setattr__
 
@@ -114,11 +108,8 @@ class Constant(PlainConstant):
         return Constant(self.name, self._values)
 
 
-def linked(node: Any, field: str, tensors: Iterable[Tensor] = ()) -> Linked:
-    """A node's inputs (`field` outputs: where tensors list their readers) or outputs (inputs: their makers).
-
-    A tensor's own lists are empty when it is made.
-    """
+def linked(node: Any, field: str, tensors: Iterable[Tensor]) -> Linked:
+    """A node's inputs (`field` outputs: where tensors list their readers) or outputs (inputs: their makers)."""
     made = Linked.__new__(Linked)
     made.parent_obj, made.field_name = node, field
     list.extend(made, tensors)

@@ -143,7 +143,7 @@ def obstacle(found: Match, shared: bool = False) -> tuple[str, Node] | None:
 
 
 def _node(pattern: Op, node: Node, found: Match) -> Iterator[None]:
-    if node.op not in pattern.ops or any(node is n for n in found.nodes):
+    if node.op not in pattern.ops or node in found.nodes:  # a node equals itself alone
         return
     inputs = list(node.inputs)
     found.nodes.append(node)
@@ -173,7 +173,7 @@ def _inputs(args: tuple[Pattern, ...], inputs: list[Tensor], found: Match) -> It
         elif bound is not tensor:
             break
     else:
-        if not any(t.name for t in inputs[len(args) :]):
+        if len(inputs) <= len(args) or not any(t.name for t in inputs[len(args) :]):
             yield
     for name in named:
         del found.tensors[name]

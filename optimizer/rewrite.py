@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from onnx import helper, shape_inference
 from optimizer import shapes
 from optimizer.decode import dim
 from optimizer.errors import BugError
-from optimizer.graph import Array, Constant, Graph, Node, Tensor, Variable, peek
+from optimizer.graph import Array, Constant, Dim, Graph, Node, Tensor, Variable, peek
 from optimizer.io import nbytes, to_node
 from optimizer.match import Match, Op, match, parse
 from optimizer.ops import attribute
@@ -168,7 +169,9 @@ def _drain(scope: Graph, table: Mapping[str, list[tuple[Rule, Op]]], fired: dict
 def _try(one: Rule, pattern: Op, root: Node, scope: Graph) -> list[Node] | None:
     """Applies a rule at a node; returns the nodes worth looking at again, or None where it does not apply."""
     found = match(pattern, root, scope, one.shared)
-    if found is None or any(t.name and (t.outputs or scope.is_output(t)) for t in root.outputs[1:]):
+    if found is None:
+        return None
+    if len(root.outputs) > 1 and any(t.name and (t.outputs or scope.is_output(t)) for t in root.outputs[1:]):
         return None
     draft = Draft(scope)
     new = one.propose(found, draft)
@@ -237,8 +240,7 @@ def _describe(draft: Draft) -> bool:
         types = {names[id(t)]: _type(t) for t in inputs}
         data = {names[id(t)]: _small(t) for t in inputs if isinstance(t, Constant) and nbytes(t) <= SLACK}
         try:
-            schema = onnx.defs.get_schema(drafted.op, draft.graph.opset, "")
-            imports = [helper.make_opsetid("", draft.graph.opset)]
+            schema, imports = _operator(drafted.op, draft.graph.opset)
             made = shape_inference.infer_node_outputs(schema, proto, types, data, None, imports, 10)
         except (onnx.defs.SchemaError, shape_inference.InferenceError):
             return False
@@ -248,9 +250,18 @@ def _describe(draft: Draft) -> bool:
     return True
 
 
+@cache
+def _operator(op: str, opset: int) -> tuple[onnx.defs.OpSchema, list[onnx.OperatorSetIdProto]]:
+    return onnx.defs.get_schema(op, opset, ""), [helper.make_opsetid("", opset)]
+
+
 def _type(tensor: Tensor) -> onnx.TypeProto:
-    dims = None if tensor.shape is None else list(tensor.shape)
-    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), dims)
+    return _type_of(np.dtype(tensor.dtype), None if tensor.shape is None else tuple(tensor.shape))
+
+
+@lru_cache(1 << 10)
+def _type_of(dtype: np.dtype[Any], dims: tuple[Dim, ...] | None) -> onnx.TypeProto:
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(dtype), dims)
 
 
 def _small(tensor: Constant) -> onnx.TensorProto:

@@ -8,13 +8,15 @@ known about them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, shape_inference
 
 from optimizer import stored
 from optimizer.decode import dim
-from optimizer.graph import Constant, Graph, Tensor, Variable
+from optimizer.graph import Constant, Dim, Graph, Tensor, Variable
 from optimizer.io import SMALL, nbytes, skeleton
 
 # Data propagation takes every vector for a possible shape and keeps some 60 bytes for each element of it.
@@ -44,13 +46,13 @@ def infer(graph: Graph) -> None:
             sizes[0].Clear()
     _repeat(model.graph, {n: c for n, c in graph.constants().items() if graph.is_constant(c) and nbytes(c) <= SMALL})
     inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
-    found: dict[str, onnx.TypeProto] = {}
-    _collect(inferred.graph, found)
+    found = _Found(known)
+    found.collect(inferred.graph)
     for tensor in (t for n in graph.walk() if not n.domain for body in n.bodies() for t in body.inputs):
         tensor.shape = None
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, Variable) and tensor.inputs:
-            _describe(tensor, found.get(name), known)
+            _describe(tensor, found.kinds.get(name))
     graph.inferred = graph.edits
 
 
@@ -96,22 +98,41 @@ def _repeat(graph: onnx.GraphProto, small: dict[str, Constant]) -> None:
         _repeat(body, small)
 
 
-def _collect(graph: onnx.GraphProto, found: dict[str, onnx.TypeProto]) -> None:
-    for info in [*graph.value_info, *graph.output]:
-        found[info.name] = info.type
-    for node in graph.node:
-        for attr in node.attribute:
-            if attr.type == onnx.AttributeProto.GRAPH:
-                _collect(attr.g, found)
+Kind = tuple[np.dtype[Any] | None, list[Dim] | None]
 
 
-def _describe(tensor: Variable, kind: onnx.TypeProto | None, known: set[str]) -> None:
-    if kind is None or not kind.HasField("tensor_type"):
-        tensor.shape = None
-        return
-    proto = kind.tensor_type
-    if proto.elem_type:
-        tensor.dtype = np.dtype(helper.tensor_dtype_to_np_dtype(proto.elem_type))
-    dims = [dim(d) for d in proto.shape.dim]
-    known_dims = [d if isinstance(d, int) or d in known else None for d in dims]
-    tensor.shape = known_dims if proto.HasField("shape") else None
+class _Found:
+    """What inference says of tensors, by name; `known` are the symbols of the model's inputs. Many say the same."""
+
+    def __init__(self, known: set[str]):
+        self.known = known
+        self.kinds: dict[str, Kind] = {}
+        self._read: dict[bytes, Kind] = {}
+
+    def collect(self, graph: onnx.GraphProto) -> None:
+        for infos in (graph.value_info, graph.output):
+            for info in infos:
+                key = info.type.SerializeToString()
+                if key not in self._read:
+                    self._read[key] = self._kind(info.type)
+                self.kinds[info.name] = self._read[key]
+        for node in graph.node:
+            for attr in node.attribute:
+                if attr.type == onnx.AttributeProto.GRAPH:
+                    self.collect(attr.g)
+
+    def _kind(self, kind: onnx.TypeProto) -> Kind:
+        if not kind.HasField("tensor_type"):
+            return None, None
+        proto = kind.tensor_type
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(proto.elem_type)) if proto.elem_type else None
+        if not proto.HasField("shape"):
+            return dtype, None
+        dims = (dim(d) for d in proto.shape.dim)
+        return dtype, [d if isinstance(d, int) or d in self.known else None for d in dims]
+
+
+def _describe(tensor: Variable, kind: Kind | None) -> None:
+    dtype, shape = kind or (None, None)
+    tensor.dtype = tensor.dtype if dtype is None else dtype
+    tensor.shape = None if shape is None else list(shape)

@@ -7,6 +7,7 @@ cached, so the memory a model takes does not grow with its weights.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -54,7 +55,7 @@ class Stored(LazyValues):
 
     def load(self) -> Array:
         """The values, read anew each time."""
-        if self.parsed:
+        if self.parsed and not (_is_plain(self.dtype) and self.tensor.HasField("raw_data")):
             return numpy_helper.to_array(self.tensor)
         raw = b"".join(self.chunks())
         if _is_plain(self.dtype):
@@ -191,7 +192,7 @@ def _check_type(proto: TensorProto) -> None:
 
 def _is_plain(dtype: np.dtype[Any]) -> bool:
     """True where numpy's bytes are the file's: not for strings, big-endian numbers, and types that numpy lacks."""
-    return dtype.isbuiltin == 1 and dtype.kind not in "OSU"
+    return sys.byteorder == "little" and dtype.isbuiltin == 1 and dtype.kind not in "OSU"
 
 
 def _check_values(proto: TensorProto, size: int, place: Place | None) -> None:

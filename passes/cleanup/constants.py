@@ -78,7 +78,7 @@ def merge_duplicates(graph: Graph) -> int:
 
 def _keys(constants: list[Constant]) -> dict[int, Key]:
     """A key of content for every initializer that another one may equal."""
-    kinds: dict[int, Key] = {id(c): (str(c.dtype), tuple(c.shape)) for c in constants}
+    kinds: dict[int, Key] = {id(c): (c.dtype, tuple(c.shape)) for c in constants}
     for distinguish in (_sample, _digest):
         alike = Counter(kinds.values())
         constants = [c for c in constants if alike[kinds[id(c)]] > 1]
