@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 
-from optimizer.errors import ModelError
 from optimizer.io import load
 from passes.prune.coupling import couple
 from passes.prune.masked import verify
@@ -254,7 +253,7 @@ def test_models_that_passes_are_tried_on_are_pruned_exactly() -> None:
         try:
             with EVALUATE.open(graph) as run:
                 run(feeds[0])
-        except ModelError:  # the runtime itself fails on it
+        except Exception:  # the runtime itself fails on it, in one of several ways
             continue
         verify(graph, pruned, old, EVALUATE, feeds)
     assert found >= 20
