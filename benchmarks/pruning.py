@@ -12,21 +12,20 @@ parts can be run piecewise: a row takes the place of the one with the same key. 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import onnx
 
-from benchmarks import exports
+from benchmarks import exports, table
 from benchmarks.zoo import Timed, opened
 from models import data, metrics, zoo
 from optimizer.backend import measure, ratio
@@ -138,28 +137,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "accuracy": accuracy,
     }
     logging.getLogger("passes.prune").setLevel(logging.INFO)
-    rows: dict[tuple[object, ...], Row] = {}
-    for file in options.rows or [options.json] * bool(options.json and options.json.exists()):
-        rows |= read(file)
+    known = options.rows or [options.json] * bool(options.json and options.json.exists())
+    rows = table.read(known, KINDS)
     if not options.rows:
-        for row in (row for part in options.part.split(",") for row in runs[part](options)):
-            rows[(row.part, *row.key)] = row
-            print(row.part, json.dumps(asdict(row)), flush=True)
-            write(rows, options.json)
-    write(rows, options.json)
+        fresh = (row for part in options.part.split(",") for row in runs[part](options))
+        table.keep(fresh, rows, options.json, KINDS)
+    table.write(rows, options.json, KINDS)
     print(tables(list(rows.values())))
     return 0
-
-
-def read(file: Path) -> dict[tuple[object, ...], Row]:
-    made = [KINDS[part](**row) for part, rows in json.loads(file.read_text()).items() for row in rows]
-    return {(row.part, *row.key): row for row in made}
-
-
-def write(rows: dict[tuple[object, ...], Row], file: Path | None) -> None:
-    if file is not None:
-        grouped = {part: [asdict(row) for row in rows.values() if row.part == part] for part in KINDS}
-        file.write_text(json.dumps(grouped, indent=1) + "\n")
 
 
 def _chosen(options: argparse.Namespace, part: str, names: Sequence[str]) -> tuple[list[str], list[float]]:
@@ -352,13 +337,13 @@ def tables(rows: Sequence[Row]) -> str:
         speed_table([row for row in rows if isinstance(row, Speed)]),
         accuracy_table([row for row in rows if isinstance(row, Accuracy)]),
     ]
-    return "\n".join(table for table in made if table)
+    return "\n".join(one for one in made if one)
 
 
 def coverage_table(rows: Sequence[Coverage]) -> str:
     titles = ["model", "asked", "groups", "units", "reported", "counted", "oracle", "loads", "interface", "s"]
     cells = [_covered(row) for row in rows]
-    return _markdown([*titles, "approximate"], cells, left=1)
+    return table.markdown([*titles, "approximate"], cells, left=1)
 
 
 def _covered(row: Coverage) -> list[str]:
@@ -381,7 +366,7 @@ def speed_table(rows: Sequence[Speed]) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    return _markdown(titles, cells, left=2)
+    return table.markdown(titles, cells, left=2)
 
 
 def accuracy_table(rows: Sequence[Accuracy]) -> str:
@@ -400,14 +385,7 @@ def accuracy_table(rows: Sequence[Accuracy]) -> str:
             f"{row.reported:.1%}", f"{plain.after:.3f}", f"{row.after:.3f}",
             f"{(row.after - plain.after) / lost:.0%}" if lost > 0 else "-", f"{row.seconds:.0f}",
         ])  # fmt: skip
-    return _markdown(titles, cells, left=2)
-
-
-def _markdown(titles: Sequence[str], cells: Sequence[Sequence[str]], left: int) -> str:
-    if not cells:
-        return ""
-    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * left + "---:|" * (len(titles) - left)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
+    return table.markdown(titles, cells, left=2)
 
 
 def _yes(true: bool) -> str:

@@ -16,7 +16,6 @@ key, and soundness goes on where it stopped. Peers come with `pip install -e '.[
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,7 +34,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from benchmarks import exports, simplifiers, soundness
+from benchmarks import exports, simplifiers, soundness, table
 from benchmarks.launch import launch
 from benchmarks.zoo import Timed, opened
 from models import data, zoo
@@ -152,28 +151,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runtime": runtime,
         "soundness": sound,
     }
-    rows: Rows = {}
-    for file in options.rows or [options.json] * bool(options.json and options.json.exists()):
-        rows |= read(file)
+    known = options.rows or [options.json] * bool(options.json and options.json.exists())
+    rows = table.read(known, KINDS)
     if not options.rows:
-        for row in (row for part in options.part.split(",") for row in runs[part](options, rows)):
-            rows[(row.part, *row.key)] = row
-            print(row.part, json.dumps(asdict(row)), flush=True)
-            write(rows, options.json)
-    write(rows, options.json)
+        fresh = (row for part in options.part.split(",") for row in runs[part](options, rows))
+        table.keep(fresh, rows, options.json, KINDS)
+    table.write(rows, options.json, KINDS)
     print(tables(list(rows.values())))
     return 0
-
-
-def read(file: Path) -> Rows:
-    made = [KINDS[part](**row) for part, rows in json.loads(file.read_text()).items() for row in rows]
-    return {(row.part, *row.key): row for row in made}
-
-
-def write(rows: Rows, file: Path | None) -> None:
-    if file is not None:
-        grouped = {part: [asdict(row) for row in rows.values() if row.part == part] for part in KINDS}
-        file.write_text(json.dumps(grouped, indent=1) + "\n")
 
 
 # ------------------------------------------------------------------ models
@@ -395,7 +380,7 @@ def tables(rows: Sequence[Row]) -> str:
         runtime_table([row for row in rows if isinstance(row, Runtime)]),
         soundness_table([row for row in rows if isinstance(row, Soundness)]),
     ]
-    return "\n".join(table for table in made if table)
+    return "\n".join(one for one in made if one)
 
 
 def completeness_table(rows: Sequence[Completeness]) -> str:
@@ -410,7 +395,7 @@ def completeness_table(rows: Sequence[Completeness]) -> str:
         more = f"{mine.nodes - best:+d}" if mine and best else ""
         cells.append([model, *(_nodes(found.get((model, tool))) for tool in columns), str(best or ""), more])
     failures = [f"* {row.model}, {row.tool}: {row.failed}\n" for row in rows if row.failed]
-    return "\n".join(filter(None, [_markdown(["model", *columns, "best", "more"], cells), "".join(failures)]))
+    return "\n".join(filter(None, [table.markdown(["model", *columns, "best", "more"], cells), "".join(failures)]))
 
 
 def _nodes(row: Completeness | None) -> str:
@@ -426,7 +411,7 @@ def speed_table(rows: Sequence[Speed]) -> str:
         [model, *(_seconds(found.get((model, tool))) for tool in simplifiers.TOOLS)]
         for model in dict.fromkeys(row.model for row in rows)
     ]
-    return _markdown(["model", *simplifiers.TOOLS], cells)
+    return table.markdown(["model", *simplifiers.TOOLS], cells)
 
 
 def _seconds(row: Speed | None) -> str:
@@ -439,7 +424,7 @@ def runtime_table(rows: Sequence[Runtime]) -> str:
     cells = [
         [r.model, f"{r.milliseconds:.2f}", f"{r.simplified:.2f}", f"**{r.speed:.2f}x**", str(r.rounds)] for r in rows
     ]
-    return _markdown(["model", "original ms", "simplified ms", "speed", "rounds"], cells)
+    return table.markdown(["model", "original ms", "simplified ms", "speed", "rounds"], cells)
 
 
 def soundness_table(rows: Sequence[Soundness]) -> str:
@@ -451,14 +436,7 @@ def soundness_table(rows: Sequence[Soundness]) -> str:
     reasons = ", ".join(f"{why} {count}" for why, count in excused.most_common())
     titles = ["models", "not run by the runtime", "feeds", "nodes before", "after", "not judged", "mismatches"]
     cells = [[*total, reasons or "0", str(len(wrong))]]
-    return "\n".join([_markdown(titles, cells, left=0), *(f"* {why}" for why in wrong)])
-
-
-def _markdown(titles: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> str:
-    if not cells:
-        return ""
-    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * left + "---:|" * (len(titles) - left)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
+    return "\n".join([table.markdown(titles, cells, left=0), *(f"* {why}" for why in wrong)])
 
 
 if __name__ == "__main__":
