@@ -65,8 +65,10 @@ class Stored(LazyValues):
 
     def chunks(self) -> Iterator[bytes]:
         """The values as little-endian bytes, in pieces of at most 16 MiB where they are in a file."""
-        if self.parsed:
-            yield self.tensor.raw_data or tensor_proto(self.load(), "").raw_data
+        if self.parsed and self.tensor.HasField("raw_data"):
+            yield self.tensor.raw_data
+        elif self.parsed:
+            yield tensor_proto(self.load(), "").raw_data
         for begin in range(0, 0 if self.parsed else self.nbytes, CHUNK):
             yield self.read(begin, min(CHUNK, self.nbytes - begin))
 

@@ -161,7 +161,7 @@ def test_constants_around_a_weight_fold_only_where_outputs_stay(
     draw: Callable[[np.random.Generator], onnx.ModelProto | None],
 ) -> None:
     models = [draw(np.random.default_rng(seed)) for seed in range(120)]
-    counts = [run("fuse", made) for made in models if made is not None]
+    counts = [run("fuse{fast_math=true}", made) for made in models if made is not None]
     assert len(counts) > 60
     assert sum(count > 0 for count in counts) > len(counts) / 8
 

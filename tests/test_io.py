@@ -17,6 +17,7 @@ from optimizer.errors import ModelError, UserError
 from optimizer.evaluate import Evaluate, session
 from optimizer.graph import Constant, Graph
 from optimizer.io import load, nbytes, save, skeleton, to_model
+from optimizer.stored import Stored
 from tests.conftest import make, model
 
 RELU = "g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }"
@@ -584,3 +585,10 @@ def test_weights_are_not_kept_in_memory(tmp_path: Path) -> None:
     first = graph.array(w)
     assert first is not None and graph.array(w) is not first
     assert not isinstance(w._values, np.ndarray)
+
+
+def test_values_of_no_element_are_read_whichever_way_they_are_stored() -> None:
+    made = onnx.TensorProto(data_type=onnx.TensorProto.INT64, dims=[0], raw_data=b"")
+    for proto in (made, onnx.TensorProto(data_type=onnx.TensorProto.INT64, dims=[0])):
+        stored = Stored(proto)
+        assert stored.load().shape == (0,) and b"".join(stored.chunks()) == b""
