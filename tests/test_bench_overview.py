@@ -35,7 +35,7 @@ def test_a_row_a_model_and_what_auto_would_ship() -> None:
     assert "best" not in slow
     assert [slow[key] for key in ("ort-int8", "speed", "after")] == ["2.50x disagrees", "1.00x", "0.900"]
     assert mean == {"model": MEAN, "speed": f"{math.sqrt(2.5):.2f}x"}
-    assert "1 are served faster" in found.headline and "1.58 times" in found.headline
+    assert "1 of 2 models are served faster" in found.headline and "1.58 times" in found.headline
 
 
 @pytest.fixture

@@ -43,8 +43,8 @@ def overview(results: Sequence[Facts]) -> Overview:
     last |= {"model": Cell(MEAN, MEAN), "speed": Cell(f"{mean:.2f}x", mean)}
     count = sum(row["best"] is not None for row in made)
     said = (
-        f"{len(results)} models: {count} are served faster by a backend that agrees with the original, "
-        f"{mean:.2f} times as fast over all."
+        f"{count} of {len(results)} models are served faster by a backend that agrees with the original; "
+        f"over all {mean:.2f} times as fast."
     )
     rows = [*made, last]
     return Overview([column for column in columns if any(row[column.key] for row in rows)], rows, said)

@@ -26,7 +26,7 @@ def page(*results: Facts) -> str:
         title = f"{facts['model']['file']}: {len(facts['rows'])} backends compared"
         return _document(title, [f"<h1>{escape(facts['model']['file'])}</h1>", *_report(facts)])
     found = overview(results)
-    parts = [f"<h1>{len(results)} models</h1>", f'<p class="lead">{escape(found.headline)}</p>']
+    parts = ["<h1>Backends compared</h1>", f'<p class="lead">{escape(found.headline)}</p>']
     parts.append(_grid(found.columns, [_cells(row, found.columns, "model") for row in found.rows]))
     for facts in results:
         parts += [f"<details><summary>{escape(facts['model']['file'])}</summary>", *_report(facts), "</details>"]
