@@ -76,11 +76,17 @@ def split_slices(graph: Graph) -> int:
     found: dict[tuple[int, int, int], list[Piece]] = {}  # by scope, tensor and axis
     for node in graph.walk():
         piece = PIECES[node.op](graph, node) if node.op in PIECES and not node.domain else None
-        if piece is not None:
+        if piece is not None and not _joins(node):
             axis, taken = piece
             key = (id(node.scope), id(node.inputs[0]), axis)
             found.setdefault(key, []).append((taken.start, taken.stop, node))
     return sum(_split(sorted(pieces, key=lambda p: p[:2]), axis) for (_, _, axis), pieces in found.items())
+
+
+def _joins(node: Node) -> bool:
+    """True for a Slice that only Slices read: it becomes part of those, which costs no node."""
+    readers = node.outputs[0].outputs
+    return node.op == "Slice" and bool(readers) and all(r.op == "Slice" and not r.domain for r in readers)
 
 
 def _sliced(graph: Graph, node: Node) -> tuple[int, range] | None:
