@@ -12,15 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from backends.file import FileBackend
 from backends.plugin import devices
 from optimizer.backend import Kernel, Session
-from optimizer.engine import Built, EngineOptions
+from optimizer.engine import Built
 from optimizer.errors import ModelError, UnavailableError
 from optimizer.evaluate import Feeds
-from optimizer.graph import Graph
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -29,14 +28,10 @@ GPU = "pip install 'onnx-optimize[cuda]' (onnxruntime-gpu takes the place of onn
 
 
 @dataclass(frozen=True)
-class GpuBackend:
+class GpuBackend(FileBackend):
     """A provider of onnxruntime-gpu: CUDA, or TensorRT with CUDA for what it does not take."""
 
     provider: str = CUDA
-    compiles: bool = False
-
-    def runs(self, options: EngineOptions) -> bool:
-        return True
 
     def available(self) -> str | None:
         import onnxruntime as ort
@@ -44,15 +39,6 @@ class GpuBackend:
         if self.provider not in ort.get_available_providers():
             return f"onnxruntime has no {self.provider} here: {GPU}"
         return None if _gpu() else "there is no NVIDIA GPU here, or its driver is not"
-
-    def lower(self, graph: Graph) -> None:
-        pass
-
-    def build(self, model: Path, folder: Path, options: EngineOptions) -> Built:
-        return Built(model)
-
-    def command(self, model: Path, options: EngineOptions) -> str:
-        return ""
 
     def recipe(self) -> Mapping[str, Any]:
         return {"library": "onnxruntime-gpu", "version": _version("onnxruntime-gpu"), "provider": self.provider}

@@ -22,13 +22,13 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from backends.file import FileBackend
 from backends.ort import WARM_UPS, OrtSession
 from backends.plugin import devices
 from optimizer.backend import Kernel, Session
-from optimizer.engine import Built, EngineOptions
+from optimizer.engine import Built
 from optimizer.errors import ModelError, UnavailableError
 from optimizer.evaluate import Feeds
-from optimizer.graph import Graph
 from optimizer.machine import device
 
 Precision = Literal["f32", "bf16"]
@@ -39,14 +39,10 @@ WORDS = {"f32": "FP32", "bf16": "BF16"}  # as OpenVINO lists what a processor ca
 
 
 @dataclass(frozen=True)
-class OpenvinoBackend:
+class OpenvinoBackend(FileBackend):
     """The .onnx is the artifact; OpenVINO compiles it each time it is loaded. `precision` is that of float layers."""
 
     precision: Precision = "f32"
-    compiles: bool = False
-
-    def runs(self, options: EngineOptions) -> bool:
-        return True
 
     def available(self) -> str | None:
         way = _way()
@@ -57,15 +53,6 @@ class OpenvinoBackend:
         if WORDS[self.precision] not in way.abilities:
             return f"this processor has no bfloat16 arithmetic: OpenVINO offers {', '.join(way.abilities)}"
         return None
-
-    def lower(self, graph: Graph) -> None:
-        pass
-
-    def build(self, model: Path, folder: Path, options: EngineOptions) -> Built:
-        return Built(model)
-
-    def command(self, model: Path, options: EngineOptions) -> str:
-        return ""
 
     def recipe(self) -> Mapping[str, Any]:
         way = _way()
