@@ -198,7 +198,7 @@ def refusal(one: Rule, found: Match, draft: Draft, new: Tensor) -> str | None:
     drafted = any(new is out for d in draft.nodes for out in d.outputs)
     if not drafted and found.root.op == "Identity" and draft.graph.bridged(old, new):
         return "bridge"  # the Identity is it
-    if drafted or isinstance(new, Constant) or one.shape_safe:
+    if drafted or one.shape_safe or any(new is made for made in draft.constants):
         return _contradiction(old, new)
     return None if shapes.same_shape(old, new) else "shape"
 

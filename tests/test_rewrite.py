@@ -138,6 +138,17 @@ def test_g3_a_constant_of_another_shape() -> None:
     refused(zero, "g (float[4] x) => (float[4] y) { a = Relu(x) y = Neg(a) }")
 
 
+def test_g3_a_constant_of_the_models_own_where_the_shape_is_unknown() -> None:
+    @rule("Where(condition, a, b)")
+    def other(m: Match, make: Draft) -> Tensor | None:
+        return m["b"]
+
+    text = (
+        "g (float[] x) => (float[] y) <bool[3] no = {0, 0, 0}, float zero = {0}> { a = Where(no, x, zero) y = Neg(a) }"
+    )
+    refused(other, text)  # [] is an unknown shape in ONNX text: the result has three elements or more
+
+
 def test_nodes_that_the_operators_rules_forbid() -> None:
     @rule("Relu(x)")
     def nonsense(m: Match, make: Draft) -> Tensor | None:
