@@ -19,17 +19,15 @@ Simplifier = Callable[[str, str], None]
 
 
 def ours() -> Simplifier:
-    from optimizer.context import Context
-    from optimizer.evaluate import Evaluate
-    from optimizer.io import load, save
-    from optimizer.manager import PassManager
-    from optimizer.pipeline import build
+    from optimizer.io import save
+    from optimizer.plan import make_plan
+    from optimizer.portable import portable
     from optimizer.targets import target
 
+    make_plan(target("onnx"), None, None)  # imports the passes
+
     def run(source: str, out: str) -> None:
-        goal, graph = target("onnx"), load(Path(source))
-        PassManager().run(build(goal.prepare), graph, Context(goal, Evaluate()))
-        save(graph, Path(out))
+        save(portable(source), Path(out))
 
     return run
 

@@ -111,9 +111,11 @@ class _Reader:
         return bridge
 
     def node(self, proto: onnx.NodeProto, scope: _Scope, graph: Graph) -> Node:
-        inputs = []
+        inputs, local = [], scope.local
         for name in proto.input:
-            tensor = scope.get(name) if name else Variable.empty()
+            tensor = local.get(name)
+            if tensor is None:
+                tensor = scope.get(name) if name else Variable.empty()
             if tensor is None:
                 raise ModelError(
                     f"node '{proto.name}' ({proto.op_type}) reads '{name}', which nothing makes: export the model again"
@@ -123,7 +125,8 @@ class _Reader:
         attrs = {a.name: self.attribute(a, scope, graph) for a in proto.attribute}
         domain = None if proto.domain in ("", "ai.onnx") else proto.domain
         node = Node(proto.op_type, self.names.fresh(proto.name or proto.op_type), attrs, inputs, outputs, domain)
-        node.overload, node.doc = proto.overload, proto.doc_string
+        if proto.overload or proto.doc_string:
+            node.overload, node.doc = proto.overload, proto.doc_string
         if proto.metadata_props:
             node.metadata = {p.key: p.value for p in proto.metadata_props if p.key != ORIGIN}
         if proto.device_configurations:

@@ -7,16 +7,19 @@ always in the outermost, where it can be left out or written to a file of its ow
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from optimizer.graph import Constant, Graph, Node, Tensor
+from optimizer.graph import Constant, Dim, Graph, Node, Tensor
 from optimizer.stored import nbytes, tensor, tensor_proto, tensor_type
 
 SMALL = 1024  # bytes: smaller tensors always stay inside the file
+
+SIMPLE: dict[type, tuple[Any, str]] = {int: (onnx.AttributeProto.INT, "i"), float: (onnx.AttributeProto.FLOAT, "f")}
 
 Homes = Mapping[int, list[Constant]]
 
@@ -72,18 +75,21 @@ def frame(graph: Graph, told: Collection[str] | None = None) -> tuple[onnx.Model
 
 def to_node(op: str, inputs: list[str], outputs: list[str], attrs: Mapping[str, Any]) -> onnx.NodeProto:
     """A NodeProto of the standard domain with attributes held as in a `Node`."""
-    made = helper.make_node(op, inputs, outputs)
+    made = onnx.NodeProto(op_type=op, input=inputs, output=outputs)
     made.attribute.extend(_Writer({}, ()).attribute(key, value) for key, value in attrs.items())
     return made
 
 
 def _homes(graph: Graph) -> Homes:
     """The constants that each scope (by id) is to hold."""
-    place: dict[int, tuple[Constant, Graph]] = {}
+    place: dict[str, tuple[Constant, Graph]] = {}
     for scope in graph.scopes():
         for constant in _constants(scope):
-            _, home = place.get(id(constant), (constant, scope))
-            place[id(constant)] = constant, graph if nbytes(constant) > SMALL else _common(home, scope)
+            home = place[constant.name][1] if constant.name in place else None
+            if home is None:
+                place[constant.name] = constant, graph if nbytes(constant) > SMALL else scope
+            elif home is not scope and home is not graph:
+                place[constant.name] = constant, _common(home, scope)
     homes: dict[int, list[Constant]] = {id(scope): [] for scope in graph.scopes()}
     for constant, home in place.values():
         if constant.name not in graph.overridable:
@@ -119,23 +125,29 @@ class _Writer:
         for key, value in graph.metadata.items():
             proto.metadata_props.add(key=key, value=value)
         interface = {t.name for t in [*graph.inputs, *graph.outputs]}
+        told = self.told
         for node in graph.nodes:
-            self.node(node, proto.node.add())
-            for made in node.outputs:
-                if made.name in interface or (self.told is not None and made.name not in self.told):
+            self.node(node, proto.node)
+            for made in node.outputs if told is None or told else ():
+                if made.name in interface or (told is not None and made.name not in told):
                     continue
                 if (info := _value_info(made)) is not None:
                     proto.value_info.append(info)
 
-    def node(self, node: Node, made: onnx.NodeProto) -> None:
-        made.op_type = node.op
-        made.input.extend([t.name for t in node.inputs])
-        made.output.extend([t.name for t in node.outputs])
-        made.domain = node.domain or ""
-        for field, value in (("name", node.name), ("overload", node.overload), ("doc_string", node.doc)):
-            if value:
-                setattr(made, field, value)
-        made.attribute.extend([self.attribute(key, value) for key, value in node.attrs.items()])
+    def node(self, node: Node, nodes: Any) -> None:
+        """Appends a node to a list of NodeProtos."""
+        inputs, outputs = [t.name for t in node.inputs], [t.name for t in node.outputs]
+        made = nodes.add(op_type=node.op, input=inputs, output=outputs, name=node.name, domain=node.domain or "")
+        if node.overload:
+            made.overload = node.overload
+        if node.doc:
+            made.doc_string = node.doc
+        for key, value in node.attrs.items():
+            if (simple := SIMPLE.get(value.__class__)) is not None:
+                kind, field = simple
+                made.attribute.add(name=key, type=kind, **{field: value})
+            else:
+                made.attribute.append(self.attribute(key, value))
         for key, value in node.metadata.items():
             made.metadata_props.add(key=key, value=value)
         made.device_configurations.extend(node.devices)
@@ -149,8 +161,8 @@ class _Writer:
             return helper.make_attribute(key, tensor_proto(value, ""))
         if isinstance(value, Graph):
             return helper.make_attribute(key, self.body(value))
-        if isinstance(value, list) and not value:
-            return helper.make_attribute(key, value, attr_type=onnx.AttributeProto.INTS)
+        if isinstance(value, list) and all(v.__class__ is int for v in value):  # an empty list, too
+            return onnx.AttributeProto(name=key, type=onnx.AttributeProto.INTS, ints=value)
         return helper.make_attribute(key, value)
 
     def body(self, graph: Graph) -> onnx.GraphProto:
@@ -171,4 +183,11 @@ def _value_info(made: Tensor) -> onnx.ValueInfoProto | None:
         return onnx.ValueInfoProto(name=made.name, type=kind)
     if isinstance(made, Constant) or not made.name or made.dtype is None:
         return None
-    return helper.make_tensor_value_info(made.name, helper.np_dtype_to_tensor_dtype(np.dtype(made.dtype)), made.shape)
+    described = type_proto(np.dtype(made.dtype), None if made.shape is None else tuple(made.shape))
+    return onnx.ValueInfoProto(name=made.name, type=described)
+
+
+@lru_cache(1 << 10)
+def type_proto(dtype: np.dtype[Any], dims: tuple[Dim, ...] | None) -> onnx.TypeProto:
+    """The type of a tensor, not to be edited."""
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(dtype), dims)

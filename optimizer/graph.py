@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,9 @@ class Graph:
         self.names = names
         self.header = header
         self.parent = parent
+        self.nested = False  # of the outermost scope: whether it has ever had a subgraph, nearly no model has
+        if parent is not None:
+            parent.root.nested = True
         self.overridable: dict[str, Constant] = {}
         self.annotating: dict[str, Constant] = {}
         self.metadata: dict[str, str] = {}
@@ -107,6 +111,8 @@ class Graph:
         self.reports: dict[str, Any] = {}  # what passes say of what they did, for the manifest; JSON values
         self.edits = 0  # that may have changed types or shapes, here or in a subgraph; counted in the outermost
         self.inferred = -1  # how many there had been when shapes were last inferred
+        self.hints = False  # whether inference may find more since then, all that it found being true still
+        self.patient = False  # whether it is put off while there are but hints
         self.grown = 0  # bytes that constant folding has added to the file so far, over all its runs
         self._dead = 0
 
@@ -114,7 +120,7 @@ class Graph:
         """Makes the nodes and outputs just put into `ir` this scope's own."""
         self.names.outputs.update(t.name for t in self.ir.outputs)
         for place, node in enumerate(self.ir.nodes, 1):
-            node.order, node.scope = float(place), self
+            node.__dict__.update(order=float(place), scope=self)
 
     # ---------------------------------------------------------------- reading
 
@@ -153,9 +159,12 @@ class Graph:
     def scopes(self) -> Iterator[Graph]:
         """This graph and every subgraph in it, outermost first."""
         pending = [self]
+        nested = self.root.nested
         while pending:
             scope = pending.pop()
             yield scope
+            if not nested:
+                continue
             held = [v for node in scope.nodes if node.attrs for v in node.attrs.values() if v.__class__ is Graph]
             pending.extend(reversed(held))
 
@@ -215,6 +224,15 @@ class Graph:
         """
         self.root.edits += 1
 
+    @contextmanager
+    def equal(self) -> Iterator[None]:
+        """Edits in here put equal values in the place of others: types and shapes stay true, and are hints at most."""
+        root = self.root
+        before = root.edits
+        yield
+        root.hints |= root.edits != before
+        root.edits = before
+
     def fresh(self, hint: str) -> str:
         return self.names.fresh(hint)
 
@@ -249,6 +267,7 @@ class Graph:
             domain or None,
         )
         node.scope = self
+        self.root.nested |= any(node.bodies())
         node.order = len(self.ir.nodes) + 1.0 if before is None else math.nextafter(before.order, 0)
         if not described:
             self.edited()
@@ -269,10 +288,14 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         """Detaches a node and its subgraphs; its output tensors lose their producer."""
-        for inner in [n for body in node.bodies() for n in body.walk()]:
+        for inner in [n for body in node.bodies() for n in body.walk()] if node.attrs else ():
             inner.inputs.clear()
-        node.inputs.clear()
-        node.outputs.clear()
+        for tensor in node.inputs:
+            tensor.outputs.remove(node)
+        for tensor in node.outputs:
+            tensor.inputs.remove(node)
+        list.clear(node.inputs)  # both sides are done
+        list.clear(node.outputs)
         node.attrs.clear()
         node.order = -1.0
         (node.scope or self)._dead += 1
@@ -285,11 +308,12 @@ class Graph:
         """
         if not _interchangeable(old, new):
             self.edited()
-        readers = list(dict.fromkeys(old.outputs))
-        for reader in readers:
+        for reader in dict.fromkeys(old.outputs):
             for index, tensor in enumerate(reader.inputs):
                 if tensor is old:
-                    reader.inputs[index] = new
+                    list.__setitem__(reader.inputs, index, new)
+                    new.outputs.append(reader)
+        old.outputs.clear()
         if not self.is_output(old):
             return
         for scope in list(self.root.scopes()):
@@ -374,7 +398,7 @@ class Graph:
         self.edited()
         self.ir, self.names, self.header, self._dead = other.ir, other.names, other.header, other._dead
         self.overridable, self.annotating, self.notes = other.overridable, other.annotating, other.notes
-        self.reports = other.reports
+        self.reports, self.nested = other.reports, other.nested
         for node in self.nodes:
             node.scope = self
             for body in node.bodies():
@@ -400,20 +424,20 @@ class Graph:
 
     def tidy(self) -> None:
         """Sorts every scope stably (Kahn, no recursion); captures of a subgraph count as inputs of its node."""
+        nested = self.root.nested
         for scope in self.scopes():
-            scope.ir.nodes = in_order(scope.nodes)
+            scope.ir.nodes = in_order(scope.nodes, nested)
 
     def sweep(self) -> int:
         """Removes nodes whose results nobody reads, in every scope; graph inputs stay. Returns how many."""
-        removed = 0
+        removed, results = 0, self.names.outputs
         for scope in reversed(list(self.scopes())):
             pending = list(scope.nodes)
-            own = {id(node) for node in pending}
             while pending:
                 node = pending.pop()
-                if node.order < 0 or any(t.name and (t.outputs or self.is_output(t)) for t in node.outputs):
+                if node.order < 0 or any(t.outputs or t.name in results for t in node.outputs if t.name):
                     continue
-                makers = [m for t in reads(node) for m in t.inputs if id(m) in own]
+                makers = [m for t in reads(node) for m in t.inputs if m.scope is scope]
                 scope.remove(node)
                 removed += 1
                 pending.extend(makers)

@@ -114,7 +114,7 @@ def linked(node: Any, field: str, tensors: Iterable[Tensor]) -> Linked:
     made.parent_obj, made.field_name = node, field
     list.extend(made, tensors)
     for tensor in made:
-        list.append(getattr(tensor, field), node)
+        getattr(tensor, field).append(node)
     return made
 
 

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import takewhile
+from itertools import takewhile, zip_longest
 
 from optimizer.graph import Constant, Graph, Node, Tensor
 from optimizer.ops import COMMUTATIVE, is_pure, scalar
 
+CONSTANT = "#"  # in the place of an operator: the tensor is an initializer
 HALF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # relative error of rounding to 16 bits
 
 
@@ -49,6 +50,18 @@ class Op:
         """The arguments that not every tensor fits, with their places among the inputs; none behind a `*xs`."""
         placed = list(enumerate(takewhile(lambda a: not (isinstance(a, Name) and a.rest), self.args)))
         return tuple((place, arg) for place, arg in placed if not isinstance(arg, Name))
+
+    @cached_property
+    def size(self) -> int:
+        """How many nodes it matches."""
+        return 1 + sum(a.size for a in self.args if isinstance(a, Op))
+
+    @cached_property
+    def names(self) -> tuple[Name, ...] | None:
+        """The arguments where each is a plain name and none stands twice: there is one way to fit, and no search."""
+        plain = tuple(a for a in self.args if isinstance(a, Name) and not a.rest)
+        known = {a.name for a in plain} | {self.label}
+        return plain if len(known) == len(self.args) + 1 else None
 
 
 Pattern = Name | Number | Op
@@ -81,59 +94,97 @@ class Match:
 
 def match(pattern: str | Op, root: Node, graph: Graph, shared: bool = False) -> Match | None:
     """The first way in which `pattern` fits at `root`, or None. `shared`: inner nodes may have readers outside."""
-    for found in fits(pattern, root, graph):
-        if obstacle(found, shared) is None:
-            return found
+    parsed = parse(pattern) if isinstance(pattern, str) else pattern
+    if parsed.names is not None:
+        single = _bind(parsed, parsed.names, root, graph)
+        return single if single is not None and obstacle(single, shared) is None else None
+    if may_fit(parsed, root, math.inf if shared else parsed.size - 1):
+        for found in _ways(parsed, root, graph):
+            if obstacle(found, shared) is None:
+                return found
     return None
+
+
+def _bind(pattern: Op, names: tuple[Name, ...], root: Node, graph: Graph) -> Match | None:
+    """What `fits` finds first for a pattern of plain names, where the operators around the node do not matter."""
+    inputs = root.inputs
+    if root.op not in pattern.ops or any(t.name for t in inputs[len(names) :]):
+        return None
+    bound = {}
+    for arg, tensor in zip_longest(names, inputs[: len(names)]):
+        if tensor is not None and tensor.name:
+            bound[arg.name] = tensor
+        elif not arg.optional:
+            return None
+    if pattern.label:
+        bound[pattern.label] = root.outputs[0]
+    return Match(graph, bound, {}, [root])
 
 
 def fits(pattern: str | Op, root: Node, graph: Graph) -> Iterator[Match]:
     """Every way in which `pattern` fits at `root` by its structure alone."""
     parsed = parse(pattern) if isinstance(pattern, str) else pattern
-    if not may_fit(parsed, root):
-        return
+    return _ways(parsed, root, graph) if may_fit(parsed, root) else iter(())
+
+
+def _ways(pattern: Op, root: Node, graph: Graph) -> Iterator[Match]:
     found = Match(graph)
-    for _ in _node(parsed, root, found):
+    for _ in _node(pattern, root, found):
         yield Match(graph, dict(found.tensors), dict(found.lists), list(found.nodes))
 
 
-def may_fit(pattern: Op, node: Node) -> bool:
+def may_fit(pattern: Op, node: Node, readers: float = math.inf) -> bool:
     """False where the operators around the node alone say that the pattern does not fit there.
 
-    It answers for nearly all nodes, in a tenth of the time of a search.
+    It answers for nearly all nodes, in a tenth of the time of a search. `readers`: how many nodes may read what an
+    inner node makes, none of which can be outside the match.
     """
     if node.op not in pattern.ops:
         return False
     for place, arg in pattern.demands:
         for tensor in node.inputs if node.op in COMMUTATIVE else node.inputs[place : place + 1]:
-            if _may_fit(arg, tensor):
+            if _may_fit(arg, tensor, readers):
                 break
         else:
             return False
     return True
 
 
-def _may_fit(pattern: Op | Number, tensor: Tensor) -> bool:
+def suits(pattern: Op, op: str, makers: Sequence[str]) -> bool:
+    """`may_fit` of all nodes of an operator with inputs made by operators such as these (`CONSTANT`: by none).
+
+    It looks no deeper than that, and an overridable initializer counts as a constant.
+    """
+    for place, arg in pattern.demands:
+        fit = (CONSTANT,) if isinstance(arg, Number) else arg.ops
+        if not any(maker in fit for maker in (makers if op in COMMUTATIVE else makers[place : place + 1])):
+            return False
+    return True
+
+
+def _may_fit(pattern: Op | Number, tensor: Tensor, readers: float) -> bool:
     if isinstance(pattern, Number):
         return isinstance(tensor, Constant)
-    return bool(tensor.inputs) and may_fit(pattern, tensor.inputs[0])
+    if not tensor.inputs or (len(tensor.outputs) > readers and len(set(tensor.outputs)) > readers):
+        return False
+    return may_fit(pattern, tensor.inputs[0], readers)
 
 
 def obstacle(found: Match, shared: bool = False) -> tuple[str, Node] | None:
     """What no rule may pass over (a key of `nearmiss.REASONS`), and the matched node where it is; else None."""
-    inside = {id(n) for n in found.nodes}
-    for node in found.nodes:
-        if node.scope is not found.root.scope:
+    root, inside = found.nodes[0], found.nodes
+    for node in inside:
+        if node.scope is not root.scope:
             return "scope", node
         if node.domain or not is_pure(node):
             return "impure", node
-        if node is found.root or shared:
+        if node is root or shared:
             continue
         if any(t.name and (t.outputs or found.graph.is_output(t)) for t in node.outputs[1:]):
             return "results", node
         if found.graph.is_output(node.outputs[0]):
             return "output", node
-        if any(id(reader) not in inside for reader in node.outputs[0].outputs):
+        if any(reader not in inside for reader in node.outputs[0].outputs):  # a node equals itself alone
             return "reader", node
     return None
 
@@ -143,7 +194,7 @@ def obstacle(found: Match, shared: bool = False) -> tuple[str, Node] | None:
 
 
 def _node(pattern: Op, node: Node, found: Match) -> Iterator[None]:
-    if node.op not in pattern.ops or node in found.nodes:  # a node equals itself alone
+    if node.op not in pattern.ops or node in found.nodes:
         return
     inputs = list(node.inputs)
     found.nodes.append(node)

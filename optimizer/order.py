@@ -24,24 +24,30 @@ def reads(node: Node) -> Iterator[Tensor]:
             yield from scope.outputs
 
 
-def in_order(nodes: list[Node]) -> list[Node]:
-    """The nodes of one scope in execution order, ties by `order`. Raises ModelError, naming a node, on a cycle."""
-    if not _ordered(nodes):
+def in_order(nodes: list[Node], nested: bool) -> list[Node]:
+    """The nodes of one scope in execution order, ties by `order`. Raises ModelError, naming a node, on a cycle.
+
+    `nested`: some of them may hold subgraphs.
+    """
+    if not _ordered(nodes, nested):
         nodes = _sorted(nodes)
     for place, node in enumerate(nodes, 1):
-        node.order = float(place)
+        node.__dict__["order"] = float(place)
     return nodes
 
 
-def _ordered(nodes: list[Node]) -> bool:
+def _ordered(nodes: list[Node], nested: bool) -> bool:
     """True where the nodes are in execution order and by `order`, as most are: sorting would leave them as they are."""
-    late = {id(node) for node in nodes}
+    late = set(nodes)
     before = -math.inf
     for node in nodes:
-        if node.order < before or any(id(m) in late for t in reads(node) for m in t.inputs):
+        if node.order < before:
             return False
+        for tensor in reads(node) if nested else node.inputs:
+            if tensor.inputs and tensor.inputs[0] in late:
+                return False
         before = node.order
-        late.discard(id(node))
+        late.discard(node)
     return True
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 
 from optimizer import registry, targets
+from optimizer.collector import paused
 from optimizer.context import Context
 from optimizer.graph import Graph
 from optimizer.io import load, to_model
@@ -35,6 +36,8 @@ def explain(model: onnx.ModelProto | Path | str, what: str = "pruning") -> dict[
 def portable(model: onnx.ModelProto | Path | str, opset: int | None = None) -> Graph:
     """The graph of a model after the portable float pipeline."""
     goal = targets.target("onnx")
-    graph = load(model)
-    PassManager().run(make_plan(goal, None, None, opset=opset).prepare, graph, Context(goal))
+    passes = make_plan(goal, None, None, opset=opset).prepare
+    with paused():
+        graph = load(model)
+        PassManager().run(passes, graph, Context(goal))
     return graph

@@ -17,7 +17,7 @@ Dispatch is by the root's operator over a worklist of touched nodes, so the cost
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
@@ -28,13 +28,20 @@ from onnx import helper, shape_inference
 
 from optimizer import shapes
 from optimizer.decode import dim
+from optimizer.encode import to_node, type_proto
 from optimizer.errors import BugError
 from optimizer.graph import Array, Constant, Dim, Graph, Node, Tensor, Variable, peek
-from optimizer.io import nbytes, to_node
-from optimizer.match import Match, Op, match, parse
+from optimizer.io import nbytes
+from optimizer.match import CONSTANT, Match, Op, match, parse, suits
 from optimizer.ops import attribute
 
 SLACK = 1024  # bytes that a rewrite may add without asking
+# Inference calculates what these make from the types and shapes of what they read, never from values.
+BY_TYPE = frozenset(
+    ["Add", "Conv", "ConvTranspose", "Div", "Gemm", "Identity", "MatMul", "Mul", "Relu", "Sub", "Transpose"]
+)
+
+Kind = tuple[np.dtype[Any], tuple[Dim, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -130,20 +137,39 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], *, fast_math: bool = False,
         shapes.infer(graph)
     if graph.journal is not None:
         graph.journal.applies(rules, fast_math)
-    table: dict[str, list[tuple[Rule, Op]]] = {}
-    for one in rules:
-        if one.since > graph.opset or (one.fast_math and not fast_math):
-            continue
-        for pattern in one.patterns:
-            for op in pattern.ops:
-                table.setdefault(op, []).append((one, pattern))
+    table = _Table(one for one in rules if one.since <= graph.opset and (fast_math or not one.fast_math))
     fired: dict[str, int] = {}
-    for scope in list(graph.scopes()):
-        _drain(scope, table, fired)
+    with graph.equal():
+        for scope in list(graph.scopes()):
+            _drain(scope, table, fired)
     return fired
 
 
-def _drain(scope: Graph, table: Mapping[str, list[tuple[Rule, Op]]], fired: dict[str, int]) -> None:
+class _Table:
+    """Rules by the operator at their root. What makes a node's inputs leaves few of them, found in one look-up."""
+
+    def __init__(self, rules: Iterable[Rule]):
+        self.rooted: dict[str, list[tuple[Rule, Op]]] = {}
+        for one in rules:
+            for pattern in one.patterns:
+                for op in pattern.ops:
+                    self.rooted.setdefault(op, []).append((one, pattern))
+        self._left: dict[tuple[str, ...], list[tuple[Rule, Op]]] = {}
+
+    def at(self, node: Node) -> Sequence[tuple[Rule, Op]]:
+        """The rules that may fit at a node, in the order in which they are to be tried."""
+        rooted = self.rooted.get(node.op)
+        if rooted is None:
+            return ()
+        makers = [t.inputs[0].op if t.inputs else CONSTANT if t.__class__ is Constant else "" for t in node.inputs]
+        key = (node.op, *makers)
+        left = self._left.get(key)
+        if left is None:
+            left = self._left[key] = [(one, pattern) for one, pattern in rooted if suits(pattern, node.op, makers)]
+        return left
+
+
+def _drain(scope: Graph, table: _Table, fired: dict[str, int]) -> None:
     pending = deque(scope.nodes)
     queued = {id(node) for node in pending}
     limit = 1000 + 50 * len(pending)
@@ -152,7 +178,7 @@ def _drain(scope: Graph, table: Mapping[str, list[tuple[Rule, Op]]], fired: dict
         queued.discard(id(node))
         if node.order < 0 or node.domain or node.scope is not scope:  # readers may sit in a subgraph: its turn comes
             continue
-        for one, pattern in table.get(node.op, ()):
+        for one, pattern in table.at(node):
             touched = _try(one, pattern, node, scope)
             if touched is None:
                 continue
@@ -234,20 +260,42 @@ def _describe(draft: Draft) -> bool:
         inputs = [t for t in drafted.inputs if t is not None]
         if drafted.domain or any(t.dtype is None for t in inputs):
             continue
-        names = {id(t): f"t{i}" for i, t in enumerate(inputs)}
-        proto = to_node(drafted.op, [names[id(t)] if t is not None else "" for t in drafted.inputs],
-                        [f"out{i}" for i in range(len(drafted.outputs))], drafted.attrs)  # fmt: skip
-        types = {names[id(t)]: _type(t) for t in inputs}
-        data = {names[id(t)]: _small(t) for t in inputs if isinstance(t, Constant) and nbytes(t) <= SLACK}
+        kinds = tuple(None if t is None else _kind(t) for t in drafted.inputs)
         try:
-            schema, imports = _operator(drafted.op, draft.graph.opset)
-            made = shape_inference.infer_node_outputs(schema, proto, types, data, None, imports, 10)
+            made = _types(drafted, draft.graph.opset, kinds)
         except (onnx.defs.SchemaError, shape_inference.InferenceError):
             return False
-        for out, name in zip(drafted.outputs, proto.output, strict=True):
-            if name in made:
-                _take(out, made[name])
+        for out, kind in zip(drafted.outputs, made, strict=True):
+            if kind is not None:
+                _take(out, kind)
     return True
+
+
+def _types(drafted: Drafted, opset: int, kinds: tuple[Kind | None, ...]) -> Sequence[onnx.TypeProto | None]:
+    """What inference says of each output of a node whose inputs are of these kinds."""
+    values = drafted.attrs.values()
+    if drafted.op not in BY_TYPE or not all(isinstance(v, int | list) for v in values):
+        return _inferred(drafted, opset, kinds)
+    attrs = tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in drafted.attrs.items())
+    return _remembered(drafted.op, attrs, opset, kinds)
+
+
+@lru_cache(1 << 10)
+def _remembered(op: str, attrs: Any, opset: int, kinds: tuple[Kind | None, ...]) -> Sequence[onnx.TypeProto | None]:
+    inputs = tuple(None if kind is None else Variable("any", *kind) for kind in kinds)
+    return _inferred(Drafted(op, inputs, (Variable("one"),), dict(attrs), ""), opset, kinds)
+
+
+def _inferred(drafted: Drafted, opset: int, kinds: tuple[Kind | None, ...]) -> Sequence[onnx.TypeProto | None]:
+    names = ["" if t is None else f"t{i}" for i, t in enumerate(drafted.inputs)]
+    outputs = [f"out{i}" for i in range(len(drafted.outputs))]
+    types = {name: type_proto(*kind) for name, kind in zip(names, kinds, strict=True) if kind is not None}
+    constants = ((n, t) for n, t in zip(names, drafted.inputs, strict=True) if isinstance(t, Constant))
+    data = {name: _small(t) for name, t in constants if nbytes(t) <= SLACK}
+    schema, imports = _operator(drafted.op, opset)
+    proto = to_node(drafted.op, names, outputs, drafted.attrs)
+    made = shape_inference.infer_node_outputs(schema, proto, types, data, None, imports, 10)
+    return [made.get(name) for name in outputs]
 
 
 @cache
@@ -255,13 +303,8 @@ def _operator(op: str, opset: int) -> tuple[onnx.defs.OpSchema, list[onnx.Operat
     return onnx.defs.get_schema(op, opset, ""), [helper.make_opsetid("", opset)]
 
 
-def _type(tensor: Tensor) -> onnx.TypeProto:
-    return _type_of(np.dtype(tensor.dtype), None if tensor.shape is None else tuple(tensor.shape))
-
-
-@lru_cache(1 << 10)
-def _type_of(dtype: np.dtype[Any], dims: tuple[Dim, ...] | None) -> onnx.TypeProto:
-    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(dtype), dims)
+def _kind(tensor: Tensor) -> Kind:
+    return np.dtype(tensor.dtype), None if tensor.shape is None else tuple(tensor.shape)
 
 
 def _small(tensor: Constant) -> onnx.TensorProto:

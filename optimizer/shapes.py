@@ -16,23 +16,24 @@ from onnx import helper, shape_inference
 
 from optimizer import stored
 from optimizer.decode import dim
-from optimizer.graph import Constant, Dim, Graph, Tensor, Variable
+from optimizer.graph import Constant, Dim, Graph, Tensor
 from optimizer.io import SMALL, nbytes, skeleton
 
 # Data propagation takes every vector for a possible shape and keeps some 60 bytes for each element of it.
 LONGEST = 1 << 20
 
 
-def infer(graph: Graph) -> None:
-    """Sets `dtype` and `shape` of every tensor of the graph, in place; unknown dims are None.
+def infer(graph: Graph) -> bool:
+    """Sets `dtype` and `shape` of every tensor of the graph, in place; unknown dims are None. True where any changed.
 
     Symbols invented by the inference are dropped: two of them may look equal without being so. Where nothing was edited
-    since the last time nothing is done.
+    since the last time nothing is done, and neither where there are but hints and the graph is patient.
     """
-    if graph.inferred == graph.edits:
-        return
+    if graph.inferred == graph.edits and (graph.patient or not graph.hints):
+        return False
     graph.tidy()  # onnx's inference goes through the nodes once, in the order in which they stand
-    custom = {name for n in graph.walk() if n.domain for name in (t.name for t in n.outputs)}
+    nodes = list(graph.walk())
+    custom = {name for n in nodes if n.domain for name in (t.name for t in n.outputs)}
     model = skeleton(graph, custom)
     known: set[str] = set()
     for each in (d for v in model.graph.input for d in v.type.tensor_type.shape.dim):
@@ -40,20 +41,22 @@ def infer(graph: Graph) -> None:
             known.add(named)
         elif named is None:  # such as -1 or "?", which exporters write and inference would calculate with
             each.Clear()
-    _forget(model.graph, custom)
+    nested = graph.nested
+    _forget(model.graph, custom, nested)
     for info in model.graph.input:
         if len(sizes := info.type.tensor_type.shape.dim) == 1 and sizes[0].dim_value > LONGEST:
             sizes[0].Clear()
-    _repeat(model.graph, {n: c for n, c in graph.constants().items() if graph.is_constant(c) and nbytes(c) <= SMALL})
+    if nested:
+        small = {n: c for n, c in graph.constants().items() if graph.is_constant(c) and nbytes(c) <= SMALL}
+        _repeat(model.graph, small)
     inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
     found = _Found(known)
-    found.collect(inferred.graph)
-    for tensor in (t for n in graph.walk() if not n.domain for body in n.bodies() for t in body.inputs):
+    found.collect(inferred.graph, nested)
+    for tensor in (t for n in nodes if not n.domain for body in n.bodies() for t in body.inputs):
         tensor.shape = None
-    for name, tensor in graph.tensors().items():
-        if isinstance(tensor, Variable) and tensor.inputs:
-            _describe(tensor, found.kinds.get(name))
-    graph.inferred = graph.edits
+    made = [t for n in nodes for t in n.outputs if t.name]
+    graph.inferred, graph.hints = graph.edits, False
+    return sum([_describe(tensor, found.kinds.get(tensor.name)) for tensor in made]) > 0
 
 
 def same_shape(a: Tensor, b: Tensor) -> bool:
@@ -72,21 +75,21 @@ def static(tensor: Tensor) -> tuple[int, ...] | None:
     return tuple(tensor.shape)
 
 
-def _forget(graph: onnx.GraphProto, keep: set[str]) -> None:
-    """Drops declared shapes of everything but inputs and outputs of custom operators."""
+def _forget(graph: onnx.GraphProto, keep: set[str], nested: bool) -> None:
+    """Drops declared shapes of everything but inputs and outputs of custom operators, in subgraphs if there are any."""
     kept = [v for v in graph.value_info if v.name in keep]
     del graph.value_info[:]
     graph.value_info.extend(kept)
     for out in graph.output:
         if out.name not in keep and out.type.HasField("tensor_type"):
             out.type.tensor_type.ClearField("shape")
-    for node in graph.node:
+    for node in graph.node if nested else ():
         for attr in node.attribute:
             if attr.type == onnx.AttributeProto.GRAPH:
                 for info in attr.g.input if not node.domain else ():
                     if info.type.HasField("tensor_type"):
                         info.type.tensor_type.ClearField("shape")
-                _forget(attr.g, keep)
+                _forget(attr.g, keep, nested)
 
 
 def _repeat(graph: onnx.GraphProto, small: dict[str, Constant]) -> None:
@@ -109,17 +112,18 @@ class _Found:
         self.kinds: dict[str, Kind] = {}
         self._read: dict[bytes, Kind] = {}
 
-    def collect(self, graph: onnx.GraphProto) -> None:
+    def collect(self, graph: onnx.GraphProto, nested: bool) -> None:
+        """Takes what a graph says of its tensors, and of those of subgraphs if there are any."""
         for infos in (graph.value_info, graph.output):
             for info in infos:
                 key = info.type.SerializeToString()
                 if key not in self._read:
                     self._read[key] = self._kind(info.type)
                 self.kinds[info.name] = self._read[key]
-        for node in graph.node:
+        for node in graph.node if nested else ():
             for attr in node.attribute:
                 if attr.type == onnx.AttributeProto.GRAPH:
-                    self.collect(attr.g)
+                    self.collect(attr.g, nested)
 
     def _kind(self, kind: onnx.TypeProto) -> Kind:
         if not kind.HasField("tensor_type"):
@@ -132,7 +136,10 @@ class _Found:
         return dtype, [d if isinstance(d, int) or d in self.known else None for d in dims]
 
 
-def _describe(tensor: Variable, kind: Kind | None) -> None:
+def _describe(tensor: Tensor, kind: Kind | None) -> bool:
+    """True where this says something new of the tensor."""
     dtype, shape = kind or (None, None)
+    known = tensor.dtype, tensor.shape
     tensor.dtype = tensor.dtype if dtype is None else dtype
     tensor.shape = None if shape is None else list(shape)
+    return known != (tensor.dtype, tensor.shape)

@@ -57,7 +57,7 @@ class Stored(LazyValues):
         """The values, read anew each time."""
         if self.parsed and not (_is_plain(self.dtype) and self.tensor.HasField("raw_data")):
             return numpy_helper.to_array(self.tensor)
-        raw = b"".join(self.chunks())
+        raw = self.tensor.raw_data if self.parsed else b"".join(self.chunks())
         if _is_plain(self.dtype):
             return np.frombuffer(raw, self.dtype).reshape(self.shape)
         proto = TensorProto(dims=self.tensor.dims, data_type=self.tensor.data_type, raw_data=raw)

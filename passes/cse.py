@@ -31,7 +31,8 @@ class Cse(Pass):
     tracked: ClassVar[bool] = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
-        return _scope(graph, ChainMap())
+        with graph.equal():
+            return _scope(graph, ChainMap())
 
 
 def _scope(scope: Graph, seen: ChainMap[Hashable, Node]) -> int:

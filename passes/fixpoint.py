@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
+from optimizer import shapes
 from optimizer.collector import paused
 from optimizer.context import Context
 from optimizer.graph import Graph
@@ -34,7 +37,7 @@ class Fixpoint(Pass):
             raise ValueError("rounds must be at least 1")
 
     def run(self, graph: Graph, ctx: Context) -> int:
-        with paused():
+        with paused(), _patient(graph):
             return self._run(graph, ctx)
 
     def _run(self, graph: Graph, ctx: Context) -> int:
@@ -44,6 +47,19 @@ class Fixpoint(Pass):
             total += count
             quiet = 0 if count else quiet + 1
             if quiet == len(self.children):
-                return total
+                graph.patient = False
+                if not shapes.infer(graph):
+                    return total
+                graph.patient, quiet = True, 0
         log.info("fixpoint: still changing after %d rounds", self.rounds)
         return total
+
+
+@contextmanager
+def _patient(graph: Graph) -> Iterator[None]:
+    """What rewriting lets inference find is looked for when nothing else is left: most often there is nothing."""
+    graph.patient = True
+    try:
+        yield
+    finally:
+        graph.patient = False

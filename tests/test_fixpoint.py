@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from optimizer.context import Context
@@ -12,6 +13,7 @@ from optimizer.errors import PipelineError
 from optimizer.graph import Graph
 from optimizer.manager import PassManager
 from optimizer.pipeline import Pass, build, text
+from optimizer.shapes import infer
 from passes.fixpoint import Fixpoint
 from tests.conftest import make
 from tests.passes import ops, run
@@ -73,3 +75,41 @@ def test_text_round_trips() -> None:
 def test_refuses_what_makes_no_sense(source: str) -> None:
     with pytest.raises(PipelineError, match="fixpoint"):
         build(source)
+
+
+@dataclass(frozen=True)
+class Reveal(Pass):
+    """Puts the constant `shape` in the place of an equal tensor, which tells inference the result's dims."""
+
+    name: ClassVar[str] = "reveal"
+    tracked: ClassVar[bool] = True
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        reshape = next(node for node in graph.nodes if node.op == "Reshape")
+        if graph.is_constant(reshape.inputs[1]):
+            return 0
+        with graph.equal():
+            graph.set_input(reshape, 1, graph.constant(np.array([2, 3])))
+        return 1
+
+
+@dataclass(frozen=True)
+class Look(Pass):
+    """Notes what is known of the result."""
+
+    name: ClassVar[str] = "look"
+    tracked: ClassVar[bool] = True
+    seen: list[object] = field(default_factory=list)
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        infer(graph)
+        self.seen.append(graph.nodes[-1].outputs[0].shape)
+        return 0
+
+
+def test_what_equal_values_let_inference_find_is_found_once_the_rest_is_done(ctx: Context) -> None:
+    graph, look = make("g (float[6] x, int64[2] s) => (float[a,b] y) { z = Reshape(x, s) y = Relu(z) }"), Look()
+    infer(graph)
+    PassManager().run([Fixpoint(20, (Reveal(), look))], graph, ctx)
+    assert look.seen == [[None, None], [2, 3]]  # no inference for the sake of a hint, but at the end
+    assert not graph.patient and not graph.hints

@@ -346,3 +346,14 @@ def test_a_copy_keeps_overridable_initializers() -> None:
     twin = graph.copy()
     assert to_model(twin) == to_model(graph)
     assert twin.overridable["w"] is twin.constants()["w"]
+
+
+def test_a_node_that_is_added_with_a_subgraph_has_its_scope_gone_through() -> None:
+    (branch,) = make("""g (bool c, float[2] x) => (float[2] y) {
+        y = If (c) <
+            then_branch = t () => (float[2] a) { a = Neg(x) }, else_branch = e () => (float[2] b) { b = Abs(x) }>
+    }""").nodes
+    graph = make("g (bool c, float[2] x) => (float[2] y) { y = Relu(x) }")
+    assert len(list(graph.scopes())) == 1
+    graph.add("If", [graph.inputs[0]], [graph.variable("z")], dict(branch.attrs))
+    assert len(list(graph.scopes())) == 3

@@ -63,16 +63,19 @@ def merge_duplicates(graph: Graph) -> int:
     An initializer that callers may override or that is a graph output stays.
     """
     keys = _keys([c for c in graph.constants().values() if graph.is_constant(c) and not graph.is_output(c)])
+    if not keys:
+        return 0
     first: dict[Key, Constant] = {}
     count = 0
-    for node in graph.walk():
-        for index, tensor in enumerate(node.inputs):
-            if not isinstance(tensor, Constant) or (key := keys.get(id(tensor))) is None:
-                continue
-            kept = first.setdefault(key, tensor)
-            if kept is not tensor:
-                graph.set_input(node, index, kept)
-                count += 1
+    with graph.equal():
+        for node in graph.walk():
+            for index, tensor in enumerate(node.inputs):
+                if not isinstance(tensor, Constant) or (key := keys.get(id(tensor))) is None:
+                    continue
+                kept = first.setdefault(key, tensor)
+                if kept is not tensor:
+                    graph.set_input(node, index, kept)
+                    count += 1
     return count
 
 
@@ -83,7 +86,8 @@ def _keys(constants: list[Constant]) -> dict[int, Key]:
         alike = Counter(kinds.values())
         constants = [c for c in constants if alike[kinds[id(c)]] > 1]
         kinds = {id(c): (*kinds[id(c)], distinguish(c)) for c in constants}
-    return kinds
+    alike = Counter(kinds.values())
+    return {each: key for each, key in kinds.items() if alike[key] > 1}
 
 
 def _sample(constant: Constant) -> bytes:

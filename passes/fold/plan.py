@@ -63,9 +63,9 @@ def _candidates(graph: Graph, skip: frozenset[int]) -> list[Node]:
 
 def _may_fold(graph: Graph, node: Node, made: set[int]) -> bool:
     inputs = [t for t in node.inputs if t.name]
-    if node.domain or node.op in NEVER or not inputs or any(node.bodies()) or not is_pure(node):
+    if not inputs or not all(id(t) in made or graph.is_constant(t) for t in inputs):
         return False
-    if not all(id(t) in made or graph.is_constant(t) for t in inputs):
+    if node.domain or node.op in NEVER or any(node.bodies()) or not is_pure(node):
         return False
     if node.op == "Identity" and graph.is_output(node.outputs[0]):
         return False  # it gives a constant an output's name

@@ -70,7 +70,7 @@ def _sink(scope: Graph) -> int:
 
 def _region(scope: Graph) -> Region:
     """Follows every Transpose down through the nodes that have a second form."""
-    region = Region(scope, in_order(scope.nodes), {}, {}, [])
+    region = Region(scope, in_order(scope.nodes, scope.root.nested), {}, {}, [])
     for node in region.nodes:
         if node.op == "Transpose" and not node.domain:
             form = _transpose(region, node)

@@ -77,5 +77,5 @@ def _part(graph: Graph, nodes: Sequence[Node], inputs: dict[str, Array], outputs
         header.inputs.append(helper.make_tensor_value_info(name, kind, [None] * array.ndim))
     header.outputs = [onnx.ValueInfoProto(name=name) for name in outputs]
     part = Graph(ir, graph.names, header)
-    ir.nodes = list(nodes)
+    ir.nodes, part.nested = list(nodes), graph.root.nested
     return part
