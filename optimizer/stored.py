@@ -21,7 +21,8 @@ from optimizer.graph import Array, Constant
 from optimizer.ir import LazyValues
 from optimizer.wire import Held, Place
 
-CHUNK = 1 << 24  # bytes read at a time
+CHUNK = 1 << 20  # bytes copied at a time: with more, most of the time goes into getting the memory
+WHOLE = 1 << 30  # bytes that one call to the system can read, and less than it can at most
 KINDS = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 PACKED = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}  # bits
 
@@ -57,20 +58,20 @@ class Stored(LazyValues):
         """The values, read anew each time."""
         if self.parsed and not (_is_plain(self.dtype) and self.tensor.HasField("raw_data")):
             return numpy_helper.to_array(self.tensor)
-        raw = self.tensor.raw_data if self.parsed else b"".join(self.chunks())
+        raw = self.tensor.raw_data if self.parsed else b"".join(self.chunks(WHOLE))
         if _is_plain(self.dtype):
             return np.frombuffer(raw, self.dtype).reshape(self.shape)
         proto = TensorProto(dims=self.tensor.dims, data_type=self.tensor.data_type, raw_data=raw)
         return numpy_helper.to_array(proto)
 
-    def chunks(self) -> Iterator[bytes]:
-        """The values as little-endian bytes, in pieces of at most 16 MiB where they are in a file."""
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
+        """The values as little-endian bytes, in pieces of at most `size` where they are in a file."""
         if self.parsed and self.tensor.HasField("raw_data"):
             yield self.tensor.raw_data
         elif self.parsed:
             yield tensor_proto(self.load(), "").raw_data
-        for begin in range(0, 0 if self.parsed else self.nbytes, CHUNK):
-            yield self.read(begin, min(CHUNK, self.nbytes - begin))
+        for begin in range(0, 0 if self.parsed else self.nbytes, size):
+            yield self.read(begin, min(size, self.nbytes - begin))
 
     def read(self, begin: int, size: int) -> bytes:
         """Some of the bytes of values that are in a file."""
