@@ -12,7 +12,7 @@ def paused() -> Iterator[None]:
     """No search for cycles in here: a graph that is read or rewritten has millions of references and drops no cycle.
 
     A node that is removed lets go of its tensors, so nothing that a pass drops waits for the collector. It would take
-    a quarter of the time.
+    a quarter of the time. What was made in here counts as old at the end: searched when all is, not at once.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -20,4 +20,7 @@ def paused() -> Iterator[None]:
         yield
     finally:
         if was_on:
+            if not gc.get_freeze_count():  # somebody else's would be thawed
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
