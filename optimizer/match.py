@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import takewhile, zip_longest
+from itertools import takewhile
 
 from optimizer.graph import Constant, Graph, Node, Tensor
 from optimizer.ops import COMMUTATIVE, is_pure, scalar
@@ -108,14 +108,13 @@ def match(pattern: str | Op, root: Node, graph: Graph, shared: bool = False) -> 
 def _bind(pattern: Op, names: tuple[Name, ...], root: Node, graph: Graph) -> Match | None:
     """What `fits` finds first for a pattern of plain names, where the operators around the node do not matter."""
     inputs = root.inputs
-    if root.op not in pattern.ops or any(t.name for t in inputs[len(names) :]):
+    if root.op not in pattern.ops:
         return None
-    bound = {}
-    for arg, tensor in zip_longest(names, inputs[: len(names)]):
-        if tensor is not None and tensor.name:
-            bound[arg.name] = tensor
-        elif not arg.optional:
-            return None
+    if len(inputs) > len(names) and any(t.name for t in inputs[len(names) :]):
+        return None
+    bound = {arg.name: tensor for arg, tensor in zip(names, inputs, strict=False) if tensor.name}
+    if len(bound) < len(names) and not all(arg.optional for arg in names if arg.name not in bound):
+        return None
     if pattern.label:
         bound[pattern.label] = root.outputs[0]
     return Match(graph, bound, {}, [root])

@@ -19,6 +19,7 @@ RANDOM = frozenset(
 )
 KNOWN_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 MULTIPLY = ("Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN")  # whose weights are multiplied with data
+CONTROL = frozenset(["If", "Loop", "Scan", "SequenceMap"])  # the standard operators that hold subgraphs
 COMMUTATIVE = frozenset(
     ["Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "Mean", "BitwiseAnd", "BitwiseOr", "BitwiseXor"]
 )
@@ -36,6 +37,8 @@ def is_pure(node: Node) -> bool:
         return False
     if node.op == "Dropout" and len(node.inputs) > 2 and node.inputs[2].name:
         return False
+    if not node.domain and node.op not in CONTROL:
+        return True
     return not node.attrs or all(is_pure(inner) for body in node.bodies() for inner in body.walk())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from optimizer.errors import ModelError
@@ -30,7 +31,9 @@ def in_order(nodes: list[Node], nested: bool) -> list[Node]:
     `nested`: some of them may hold subgraphs.
     """
     if not _ordered(nodes, nested):
-        nodes = _sorted(nodes)
+        nodes = sorted(nodes, key=attrgetter("order"))  # where that is an execution order, it is the one wanted
+        if not _ordered(nodes, nested):
+            nodes = _sorted(nodes)
     for place, node in enumerate(nodes, 1):
         node.__dict__["order"] = float(place)
     return nodes

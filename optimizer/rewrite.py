@@ -219,7 +219,7 @@ def refusal(one: Rule, found: Match, draft: Draft, new: Tensor) -> str | None:
         return "same"
     if not _describe(draft):
         return "inference"
-    if not one.may_grow and growth(found, draft) > SLACK:
+    if draft.constants and not one.may_grow and growth(found, draft) > SLACK:
         return "growth"
     drafted = any(new is out for d in draft.nodes for out in d.outputs)
     if not drafted and found.root.op == "Identity" and draft.graph.bridged(old, new):

@@ -38,8 +38,9 @@ class Cse(Pass):
 def _scope(scope: Graph, seen: ChainMap[Hashable, Node]) -> int:
     count = 0
     for node in list(scope.nodes):
-        bodies = list(node.bodies())
-        count += sum(_scope(body, seen.new_child()) for body in bodies)
+        bodies = list(node.bodies()) if node.attrs else []
+        for body in bodies:
+            count += _scope(body, seen.new_child())
         if bodies or node.op in ("Identity", "Constant") or not node.outputs or not is_pure(node):
             continue
         first = seen.setdefault(_key(node), node)
