@@ -322,6 +322,7 @@ def speed(options: argparse.Namespace, rows: Rows) -> Iterator[Speed]:
 
 
 def _time(row: Speed, file: Path, out: Path, interpreter: str, limit: float) -> None:
+    out.unlink(missing_ok=True)  # to write over a large file takes long, and nobody does
     done = launch(row.tool, file, out, interpreter, limit)
     row.failed, row.runs = done.failed, row.runs + 1
     if done.failed or (row.wall and done.wall >= row.wall):
