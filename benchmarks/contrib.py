@@ -1,11 +1,12 @@
-"""What ONNX Runtime's own operators would add to a portable model on the CPU, put in by its offline optimizer.
+"""What larger operators would add to a portable model on ONNX Runtime's CPU: its own, and the standard Attention.
 
     python -m benchmarks.contrib [--only NAME,NAME] [--seconds S] [--json FILE]
 
-The optimizer (onnxruntime.transformers, which needs `pip install sympy`) is given the original model once for Attention
-and once for MultiHeadAttention, both with SkipLayerNormalization and BiasGelu. Each of its files and our portable one
-are timed in turn with the original, on two threads, the runtime's own optimizations on. The answer decides whether
-`backends/ort.py` lowers to those operators. A script, not a test.
+The runtime's offline optimizer (onnxruntime.transformers, which needs `pip install sympy`) is given the original model
+once for Attention and once for MultiHeadAttention, both with SkipLayerNormalization and BiasGelu. `standard` is our
+portable model in operator set 23 with the fuse rules for Attention named. Each file is timed in turn with the original,
+on two threads, the runtime's own optimizations on. The answer decides whether `backends/ort.py` lowers to the
+runtime's operators and whether those rules are on. A script, not a test.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ import onnx
 from benchmarks import exports, table
 from benchmarks.peers import quiet
 from benchmarks.zoo import Timed, opened
-from models import data, zoo
 from optimizer.backend import measure, ratio
+from optimizer.context import Context
 from optimizer.evaluate import Feeds
 from optimizer.io import save
+from optimizer.manager import PassManager
+from optimizer.pipeline import build
 from optimizer.portable import portable
+from optimizer.targets import target
 
-ORIGINAL, OURS = "original", "ours"
+ORIGINAL, OURS, STANDARD = "original", "ours", "standard"
 FUSIONS = {"attention": False, "multi-head": True}  # by whether the optimizer may use MultiHeadAttention
+VARIANTS = (OURS, STANDARD, *FUSIONS)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ MODELS = {
     "bert-base": Transformer("bert", 12, 768, (32, 128, 384, 512)),
     "minilm-l3": Transformer("bert", 12, 384, (32, 128, 384)),
     "vit-s": Transformer("vit", 6, 384),
+    "swin-t": Transformer("swin", 3, 96),
 }
 
 
@@ -78,31 +84,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = table.read([options.json] * bool(options.json and options.json.exists()), kinds)
     for name in options.only.split(","):
         table.keep(measured(name, options.seconds), rows, options.json, kinds)
-    variants = [OURS, *FUSIONS]
     cells = [
-        [row.model, str(row.length or "-"), f"{row.milliseconds:.2f}", *(f"{row.speed[v]:.2f}x" for v in variants)]
+        [row.model, str(row.length or "-"), f"{row.milliseconds:.2f}", *(f"{row.speed[v]:.2f}x" for v in VARIANTS)]
         for row in rows.values()
     ]
-    print(table.markdown(["model", "length", "original, ms", *variants], cells))
+    print(table.markdown(["model", "length", "original, ms", *VARIANTS], cells))
     return 0
 
 
 def measured(name: str, seconds: float) -> Iterator[Row]:
-    source = exports.path(name) if name in exports.NAMES else zoo.path(name)
+    source = exports.any_path(name)
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
-        files, fused = {ORIGINAL: source, OURS: Path(work) / "ours.onnx"}, {}
+        files = {ORIGINAL: source} | {variant: Path(work) / f"{variant}.onnx" for variant in VARIANTS}
         save(portable(source), files[OURS])
+        fused = {STANDARD: standard(source, files[STANDARD])}
         for variant, multi_head in FUSIONS.items():
-            files[variant] = Path(work) / f"{variant}.onnx"
             fused[variant] = fuse(source, files[variant], MODELS[name], multi_head)
         sessions = {variant: Timed(stack.enter_context(opened(file))) for variant, file in files.items()}
         model = onnx.load(source, load_external_data=False)
         for length in MODELS[name].lengths or (0,):
-            feed = exports.feeds(model, 1) if name in exports.NAMES else data.typical(name)
+            feed = exports.typical(name, model)
             timings = measure(sessions, [stretched(feed, length)], seconds=seconds, rounds=400)
             before = timings[ORIGINAL]
-            speed = {variant: ratio(before, timings[variant]) for variant in (OURS, *FUSIONS)}
+            speed = {variant: ratio(before, timings[variant]) for variant in VARIANTS}
             yield Row(name, length, before.median * 1e3, speed, fused)
+
+
+def standard(source: Path, out: Path) -> dict[str, int]:
+    """Writes our portable model with standard Attention nodes; returns how many."""
+    graph, goal = portable(source, opset=23), target("onnx")
+    PassManager().run(build("fuse{rules=attention,attention-bias}"), graph, Context(goal))
+    save(graph, out)
+    return {"Attention": sum(node.op == "Attention" for node in graph.walk())}
 
 
 def fuse(source: Path, out: Path, model: Transformer, multi_head: bool) -> dict[str, int]:

@@ -26,6 +26,7 @@ import onnx
 from platformdirs import user_cache_path
 
 from benchmarks import nets
+from models import data, zoo
 from optimizer.errors import UnavailableError, UserError
 
 OPSET = 17
@@ -91,6 +92,16 @@ def path(name: str, folder: Path | None = None) -> Path:
             _check(new)
             new.replace(file)
     return file
+
+
+def any_path(name: str) -> Path:
+    """The file of one of these models or of one of the zoo's."""
+    return path(name) if name in NAMES else zoo.path(name)
+
+
+def typical(name: str, model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """One input of one of these models, seeded, or of one of the zoo's, real."""
+    return feeds(model, 1) if name in NAMES else data.typical(name)
 
 
 def feeds(model: onnx.ModelProto, count: int, seed: int = 0) -> dict[str, np.ndarray]:

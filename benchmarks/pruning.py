@@ -158,21 +158,17 @@ def covered() -> list[str]:
     return sorted([*names, *exports.NAMES], key=lambda name: name in HEAVY)
 
 
-def source(name: str) -> Path:
-    return exports.path(name) if name in exports.NAMES else zoo.path(name)
-
-
 def inputs(name: str, count: int) -> list[Feeds]:
     """Real inputs of the zoo's task, seeded ones of an export."""
     if name not in exports.NAMES:
         return data.calibration(name, count)
-    model = onnx.load(source(name), load_external_data=False)
+    model = onnx.load(exports.any_path(name), load_external_data=False)
     return [exports.feeds(model, 1, seed) for seed in range(count)]
 
 
 def simplified(name: str) -> Graph:
     """The model after the portable float pipeline, which is what gets pruned; an int8 one is made float first."""
-    goal, graph = target("onnx"), load(source(name))
+    goal, graph = target("onnx"), load(exports.any_path(name))
     PassManager().run(build(f"dequantize,{goal.prepare}"), graph, Context(goal, Evaluate(THREADS)))
     return graph
 
@@ -223,7 +219,7 @@ def _cover(graph: Graph, feeds: Sequence[Feeds], row: Coverage) -> None:
     onnx.checker.check_model(model, full_check=_infers(to_model(graph)))
     loaded = session(model.SerializeToString(), threads=THREADS, optimized=True)
     row.loads = all(np.isfinite(y).all() for y in loaded.run(None, feeds[0]) if y.dtype.kind == "f")
-    row.interface = _interface(model) == _interface(onnx.load(source(row.model), load_external_data=False))
+    row.interface = _interface(model) == _interface(onnx.load(exports.any_path(row.model), load_external_data=False))
 
 
 def _infers(model: onnx.ModelProto) -> bool:

@@ -176,7 +176,7 @@ def chosen(options: argparse.Namespace, default: Sequence[str]) -> list[str]:
 def source(name: str, folder: Path) -> Path:
     """The model's file; a synthetic one is made in the folder."""
     if name not in SYNTHETIC:
-        return exports.path(name) if name in exports.NAMES else zoo.path(name)
+        return exports.any_path(name)
     file = folder / f"{name}.onnx"
     if not file.exists():
         onnx.save(synthetic(SYNTHETIC[name]), file)
@@ -337,7 +337,7 @@ def runtime(options: argparse.Namespace, rows: Rows) -> Iterator[Runtime]:
             files = {ORIGINAL: source(name, Path(work)), OURS: Path(work) / "ours.onnx"}
             simplifiers.ours()(str(files[ORIGINAL]), str(files[OURS]))
             model = onnx.load(files[ORIGINAL], load_external_data=False)
-            feed = exports.feeds(model, 1) if name in exports.NAMES else data.typical(name)
+            feed = exports.typical(name, model)
             sessions = {tool: Timed(stack.enter_context(opened(file))) for tool, file in files.items()}
             timings = measure(sessions, [feed], seconds=20.0, rounds=400)
             before, after = timings[ORIGINAL], timings[OURS]
