@@ -18,6 +18,12 @@ from optimizer.stored import Stored
 from optimizer.wire import Place
 
 ORIGIN = "onnx_optimize.origin"  # of a node's metadata: what an earlier run of ours made it of
+# looked up once: the class finds its numbers by name each time
+FLOAT, INT, STRING, TENSOR, GRAPH, FLOATS, INTS, STRINGS = (
+    getattr(onnx.AttributeProto, name)
+    for name in ("FLOAT", "INT", "STRING", "TENSOR", "GRAPH", "FLOATS", "INTS", "STRINGS")
+)
+EXTERNAL = TensorProto.EXTERNAL
 KEPT_ELSEWHERE = ("graph", "functions", "opset_import", "ir_version")
 
 
@@ -134,18 +140,20 @@ class _Reader:
         return node
 
     def attribute(self, attr: onnx.AttributeProto, scope: _Scope, graph: Graph) -> Any:
-        kind = onnx.AttributeProto
-        if attr.type == kind.GRAPH:
+        kind = attr.type
+        if kind == INTS:
+            return list(attr.ints)
+        if kind == INT:
+            return attr.i
+        if kind == GRAPH:
             return self.graph(attr.g, _Scope(scope), graph)
-        if attr.type == kind.TENSOR:
+        if kind == TENSOR:
             constant = self.constant(attr.t)
             constant.name = ""
             return constant
-        if attr.type == kind.INTS:
-            return list(attr.ints)
-        if attr.type in (kind.FLOATS, kind.STRINGS):
+        if kind in (FLOATS, STRINGS):
             return list(helper.get_attribute_value(attr)) or attr  # only the protobuf knows the type of an empty list
-        if attr.type in (kind.FLOAT, kind.INT, kind.STRING):
+        if kind in (FLOAT, STRING):
             return helper.get_attribute_value(attr)
         return attr  # lists of tensors, sparse tensors, types: kept as they are
 
@@ -154,7 +162,7 @@ class _Reader:
     ) -> Constant:
         if isinstance(tensor, onnx.SparseTensorProto):
             return Constant(tensor.values.name, _dense(tensor))
-        if tensor.data_location != TensorProto.EXTERNAL:
+        if tensor.data_location != EXTERNAL:
             return Constant(tensor.name, Stored(tensor, place=places.get(tensor.name)))
         if self.folder is None:
             raise ModelError(f"weights of '{tensor.name}' are in another file: pass the model's path, not a ModelProto")
