@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,8 @@ class Interpreter:
 
     def _visit(self, node: Node) -> None:
         first = node.outputs[0] if node.outputs else None
-        for out, ruled in zip(node.outputs, result_dims(node, self), strict=False):
+        inferred = all(t.shape is not None and None not in t.shape for t in node.outputs)
+        for out, ruled in zip(node.outputs, repeat(None) if inferred else result_dims(node, self), strict=False):
             self._dims[id(out)] = self._complete(out, ruled)
         rule = None if node.domain else RULES.get(node.op)
         if rule is None or first is None or not counts(first):
