@@ -18,6 +18,7 @@ from optimizer.io import load
 from optimizer.match import Match, Op, match
 from optimizer.pipeline import build, text
 from passes.fuse import GEMM, NAMED_ONLY, NAMES, RULES, Fuse
+from passes.fuse.packed import scale_packed
 from passes.fuse.sink import sink_transposes
 from tests.conftest import make, model
 from tests.golden import cases
@@ -41,9 +42,11 @@ def test_every_rule_has_a_case_where_it_fires_and_one_where_nothing_does() -> No
         found = fired(graph, fuse)
         if case.path.stem.startswith("sink"):
             found = {"sink": count} if (count := sink_transposes(graph)) else {}
+        if case.path.stem.startswith("packed"):
+            found = {"packed": count} if (count := scale_packed(graph)) else {}
         assert bool(found) != case.path.stem.endswith("_not"), f"{case.path.name}: {found}"
         seen |= found.keys()
-    assert seen == {*NAMES, "sink"}
+    assert seen == {*NAMES, "packed", "sink"}
     stems = {case.path.stem for case in CASES}
     assert [name for name in NAMES if name.replace("-", "_") + "_not" not in stems] == []
 
@@ -79,7 +82,7 @@ def test_models_below_operator_set_7_are_left_alone(ctx: Context) -> None:
 
 
 CONVOLUTIONS = ("conv_bn", "conv_bn_transposed", "conv_mul", "sub_conv")  # ONNX Runtime has none of double precision
-PRODUCTS = ("gemm_mul", "gemm_bn", "matmul_mul", "matmul_add_mul", "matmul_move_mul")
+PRODUCTS = ("gemm_mul", "gemm_bn", "matmul_mul", "matmul_add_mul", "matmul_move_mul", "scores_move_mul")
 SPELT = ("gelu", "gelu_tanh", "layer_norm", "rms_norm", "rotary_embedding")  # operators whose constants are rounded
 
 

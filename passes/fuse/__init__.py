@@ -55,6 +55,7 @@ from passes.fuse import (
     squeeze,
     transpose,
 )
+from passes.fuse.packed import scale_packed
 from passes.fuse.sink import sink_transposes
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ RULES: tuple[Rule, ...] = (
     gemm.matmul_mul,
     gemm.matmul_add_mul,
     gemm.matmul_move_mul,
+    gemm.scores_move_mul,
     gemm.matmul_bn,
     products.matmul_matmul,
     products.gemm_gemm,
@@ -221,6 +223,8 @@ class Fuse(Pass):
         if graph.opset < OLDEST:
             return 0
         fired = Counter(apply_rules(graph, self.chosen, fast_math=self.fast_math))
+        if not self.rules and (count := scale_packed(graph)):
+            fired["packed"] = count
         while self.sink and not self.rules and (count := sink_transposes(graph)):
             fired["sink"] += count
             fired.update(apply_rules(graph, self.chosen, fast_math=self.fast_math))

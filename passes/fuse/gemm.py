@@ -4,9 +4,10 @@
 
 A constant scales columns only where, aligned to the right, it varies along the last axis alone. BatchNormalization
 normalises axis 1, which is the column of a product only at rank 2; with a Reshape between them nothing is matched, so
-M = N cannot be mistaken for it. A scalar commutes with every movement of elements, so the factor that attention puts on
-its queries, split into heads, moves back into their weights. What is added to a product without a bias becomes its C,
-another product too, which takes both biases. (W14, W15, W16, W29 of the usual catalogues.)
+M = N cannot be mistaken for it. A scalar commutes with every movement of elements and with products, so the factor that
+attention puts on its queries, split into heads, or on its scores, moves back into the weights. What is added to a
+product without a bias becomes its C, another product too, which takes both biases. (W14, W15, W16, W29 of the usual
+catalogues.)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from passes.fuse.arrays import has_dtype, keeps_rank, narrow, per_channel, rank,
 from passes.fuse.conv_affine import batch_norm
 
 GEMM = ("float16", "float32", "float64")
+HEADS = "Transpose(Reshape(Add(MatMul(x, w), b), s))"
 
 
 def _columns(m: Match, make: Draft, w: Array, scale: Array, axis: int = 1) -> Tensor | None:
@@ -104,8 +106,8 @@ def matmul_add_mul(m: Match, make: Draft) -> Tensor | None:
     return _linear(m, make, values, bias, c if m.root.op == "Mul" else 1 / c)
 
 
-@rule("Mul|Div(Transpose(Reshape(Add(MatMul(x, w), b), s)), c)")
-def matmul_move_mul(m: Match, make: Draft) -> Tensor | None:
+def _scaled_heads(m: Match, make: Draft) -> Tensor | None:
+    """The matched heads, moved as they were, of weights that hold the matched factor `c` too."""
     c, values, bias = scalar(make.graph, m["c"]), make.array(m["w"]), make.array(m["b"])
     if not c or values is None or bias is None or values.ndim < 2 or bias.ndim > 1 or values.dtype.kind in "iu":
         return None
@@ -117,6 +119,20 @@ def matmul_move_mul(m: Match, make: Draft) -> Tensor | None:
         return None
     reshaped = make.node("Reshape", linear, m["s"], attrs=m.node("Reshape").attrs)
     return make.node("Transpose", reshaped, attrs=m.node("Transpose").attrs)
+
+
+@rule(f"Mul|Div({HEADS}, c)")
+def matmul_move_mul(m: Match, make: Draft) -> Tensor | None:
+    return _scaled_heads(m, make)
+
+
+@rule(f"Mul(MatMul({HEADS}, k), c)", f"Mul(MatMul(q, {HEADS}), c)")
+def scores_move_mul(m: Match, make: Draft) -> Tensor | None:
+    """A quotient stays, for runtimes know attention by it."""
+    heads = _scaled_heads(m, make)
+    if heads is None:
+        return None
+    return make.node("MatMul", *((heads, m["k"]) if "k" in m.tensors else (m["q"], heads)))
 
 
 def _linear(m: Match, make: Draft, values: Array, bias: Array, scale: Array) -> Tensor | None:
