@@ -120,6 +120,7 @@ RULES: tuple[Rule, ...] = (
     attention.attention_mask,
     rotary.rotary_embedding,
     transpose.transpose_transpose,
+    transpose.transpose_reshape,
     squeeze.unsqueeze_unsqueeze,
     squeeze.squeeze_squeeze,
     squeeze.squeeze_unsqueeze,
@@ -167,6 +168,7 @@ RULES: tuple[Rule, ...] = (
     constants.mul_div,
     constants.min_min,
     reduce.reduce_unsqueeze,
+    reduce.reduce_reshape,
     reduce.reduce_sum_square,
     reduce.reduce_l2,
     reduce.global_average_pool,
@@ -186,6 +188,7 @@ GEMM = ("matmul-add", "gemm-sum", "gemm-gemm-sum")  # of what is added to a prod
 # and in the way of int8: applied only where named.
 SLOWER = ("swish", "reduce-sum-square", "reduce-l2", "global-average-pool", "group-norm")
 NAMED_ONLY = frozenset([*SLOWER, "attention", "attention-bias", "attention-mask"])
+LATE = (transpose.transpose_reshape,)  # what a Reshape took the place of cannot be moved any more
 OLDEST = 7  # before it broadcasting is an attribute, and BatchNormalization trains unless told otherwise
 
 
@@ -222,11 +225,13 @@ class Fuse(Pass):
     def run(self, graph: Graph, ctx: Context) -> int:
         if graph.opset < OLDEST:
             return 0
-        fired = Counter(apply_rules(graph, self.chosen, fast_math=self.fast_math))
+        early = tuple(one for one in self.chosen if one not in LATE)
+        fired = Counter(apply_rules(graph, early, fast_math=self.fast_math))
         if not self.rules and (count := scale_packed(graph)):
             fired["packed"] = count
         while self.sink and not self.rules and (count := sink_transposes(graph)):
             fired["sink"] += count
-            fired.update(apply_rules(graph, self.chosen, fast_math=self.fast_math))
+            fired.update(apply_rules(graph, early, fast_math=self.fast_math))
+        fired.update(apply_rules(graph, self.chosen, fast_math=self.fast_math))
         log.info("fuse: %s", ", ".join(f"{name} {count}" for name, count in sorted(fired.items())) or "nothing")
         return sum(fired.values())

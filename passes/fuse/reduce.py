@@ -1,6 +1,6 @@
 """Reductions spelt in several nodes.
 
-    Unsqueeze(Reduce(x, axes, keepdims=0), axes)  =  Reduce(x, axes, keepdims=1)
+    Unsqueeze(Reduce(x, axes, keepdims=0), axes)  =  Reduce(x, axes, keepdims=1), and a Reshape that makes the same dims
     ReduceSum(x x)  =  ReduceSumSquare(x)      Sqrt(ReduceSumSquare(x))  =  ReduceL2(x)
     ReduceMean over H and W of [N, C, H, W]  =  GlobalAveragePool
     Log(ReduceSum(Exp(x)))  =  ReduceLogSumExp(x)      Log(Softmax(x))  =  LogSoftmax(x)
@@ -20,6 +20,7 @@ from optimizer.ops import axes
 from optimizer.rewrite import Draft, rule
 from passes.cleanup.reductions import single, without
 from passes.fuse.arrays import has_dtype, rank
+from passes.fuse.reshape import reshapes_to
 
 REDUCE = "ReduceL1|ReduceL2|ReduceLogSum|ReduceLogSumExp|ReduceMax|ReduceMean|ReduceMin|ReduceProd|ReduceSum"
 FLOATS = ("float16", "float32")
@@ -30,6 +31,18 @@ def reduce_unsqueeze(m: Match, make: Draft) -> Tensor | None:
     unsqueeze, reduce = m.nodes
     over = axes(make.graph, reduce, rank(m["x"]))
     if make.attr(reduce, "keepdims") or not over or over != axes(make.graph, unsqueeze, rank(unsqueeze.outputs[0])):
+        return None
+    return make.node(reduce.op, m["x"], m.get("a"), attrs={**reduce.attrs, "keepdims": 1})
+
+
+@rule(f"Reshape({REDUCE}|ReduceSumSquare(x, a?), s)")
+def reduce_reshape(m: Match, make: Draft) -> Tensor | None:
+    reduce, n = m.nodes[1], rank(m["x"])
+    over = axes(make.graph, reduce, n)
+    if make.attr(reduce, "keepdims") or not over or n is None:
+        return None
+    kept = [1 if i in over else d for i, d in enumerate(m["x"].shape)]
+    if not reshapes_to(make, m.root.outputs[0], kept, copied=over[0]):
         return None
     return make.node(reduce.op, m["x"], m.get("a"), attrs={**reduce.attrs, "keepdims": 1})
 
