@@ -101,6 +101,15 @@ def test_strings_and_empty_tensors() -> None:
     assert ops(graph) == ["Concat"]
 
 
+def test_of_a_weight_that_is_quantized_the_codes_are_kept() -> None:
+    graph = make("""g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 1.25, 1.75, -99}, float s = {0.5}, int8 z = {0}> {
+        q = QuantizeLinear(w, s, z)  d = DequantizeLinear(q, s, z)  y = MatMul(x, d) }""")
+    assert run("fold", graph) == 1
+    assert ops(graph) == ["DequantizeLinear", "MatMul"]
+    codes = peek(graph.nodes[0].inputs[0])
+    assert codes.dtype == np.int8 and codes.tolist() == [[2, 2], [4, -128]]  # halves to even, saturated
+
+
 # ------------------------------------------------------------------ what is never folded
 
 NEVER = {
@@ -110,8 +119,6 @@ NEVER = {
         r = RandomUniformLike<seed=1.0>(a)  f = Mul(r, z)  y = Softmax(f) }""".replace("float[N,2] y", "float[2] y"),
     "a quantized weight": """g (float[N,2] x) => (float[N,2] y) <int8[2,2] w = {1, 2, 3, 4}, float s = {0.5}> {
         d = DequantizeLinear(w, s)  y = MatMul(x, d) }""",
-    "quantization of a weight": """g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}, float s = {0.5}> {
-        q = QuantizeLinear(w, s)  d = DequantizeLinear(q, s)  y = MatMul(x, d) }""",
     "a default that callers may override": """g (float[N] x, float a = {2}) => (float[N] y) {
         b = Neg(a)  y = Mul(x, b) }""",
     "an operator of an unknown domain": """<ir_version: 8, opset_import: ["" : 17, "other" : 1]>

@@ -2,7 +2,7 @@
 
 A node is a candidate if it is pure, of the standard operators, its inputs are constants or candidates' results, and
 the size of its outputs is known beforehand. Quantised and half-precision weights stay small: DequantizeLinear and a
-Cast to a wider type are not folded. The cost guard (G9): a result may take as many bytes as the constants that die
+Cast to a wider type are not folded, while QuantizeLinear leaves the codes of a weight in its place (C16). The cost guard (G9): a result may take as many bytes as the constants that die
 with its computation (at least 64 KiB are allowed each), and all folding
 together (`Graph.grown` keeps count) may grow the file by 1 KiB or 1 %.
 A constant's bytes are divided among its readers, so a weight that something else still reads pays for nothing.
@@ -22,7 +22,7 @@ from optimizer.stored import nbytes
 
 FREE = 64 << 10  # bytes: a result up to this size may be larger than what it replaces
 SLACK = 1 << 10  # bytes that folding may add to any file
-NEVER = frozenset(["Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"])
+NEVER = frozenset(["Constant", "DequantizeLinear", "DynamicQuantizeLinear"])
 WORK = 1 << 28  # bytes: a larger tensor is not computed here
 HEADER = 16  # bytes around the strings of a node or an initializer in the file, at least
 
