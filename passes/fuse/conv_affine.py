@@ -5,8 +5,9 @@
 holds because convolution is linear in W. Batch normalisation in inference is such a map, with
 s = gamma / sqrt(var + epsilon) and t = beta - s mean; so are Mul, Div, Add and Sub with a constant that varies along
 the channels only. W of Conv is [M, C/g, k...]. W of ConvTranspose is [C, M/g, k...], where output channel
-i M/g + j is made by block i of the C input channels. (W1, W2, W4, W5, W7 of the usual
-catalogues; Ioffe & Szegedy 2015.)
+i M/g + j is made by block i of the C input channels. A convolution over one axis is often spelt as one over two, of
+which a Squeeze takes one off before the bias is added. (W1, W2, W4, W5, W7 of the usual catalogues; Ioffe & Szegedy
+2015.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from optimizer.graph import Array, Node, Tensor
 from optimizer.match import Match
+from optimizer.ops import axes
 from optimizer.rewrite import Draft, rule
 from passes.fuse.arrays import narrow, per_channel, wide
 
@@ -116,3 +118,19 @@ def conv_sub(m: Match, make: Draft) -> Tensor | None:
     if m.root.inputs[0] is m["c"]:
         return fold(m, make, np.full(c.shape, -1.0), c)
     return fold(m, make, None, -c)
+
+
+@rule("Add|Div|Mul|Sub(Squeeze(Conv|ConvTranspose(x, w, b?), *how), c)")
+def conv_squeeze(m: Match, make: Draft) -> Tensor | None:
+    conv, values, op = m.node("Conv|ConvTranspose"), make.array(m["c"]), m.root.op
+    n, channels = len(m["w"].shape or ()), output_channels(make, conv)
+    over = axes(make.graph, m.node("Squeeze"), n)
+    if values is None or channels is None or not over or 1 in over or values.ndim > n - len(over):
+        return None
+    aligned = values.reshape((1,) * (n - len(over) - values.ndim) + values.shape)
+    c = per_channel(np.expand_dims(aligned, over), n, 1, channels)
+    if c is None or (op == "Div" and not c.all()):
+        return None
+    scale, shift = (None, c if op == "Add" else -c) if op in ("Add", "Sub") else (c if op == "Mul" else 1 / c, None)
+    y = fold(m, make, scale, shift)
+    return None if y is None else make.node("Squeeze", y, *m.lists["how"], attrs=m.node("Squeeze").attrs)

@@ -2,7 +2,7 @@
 
     part_i(move(x W + b)) c  =  part_i(move(x (W f) + b f))          f = c for the columns that part i holds, else 1
 
-Queries, keys and values often come of one product: its N columns become dims [.., d1, d2, ..] of the product N, the axes
+Queries, keys and values often come of one product: its N columns become dims [.., d1, d2, ..], together N, the axes
 change places, and a Split or Gathers take the parts. Row-major order says which columns those are, whatever the dims
 before them; no other part holds them, so no other reader sees the factor. It is one number, so it passes whatever moves
 the part, and the product with another tensor (a quotient of that stays, for runtimes know attention by it). Weights

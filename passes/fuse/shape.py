@@ -2,6 +2,7 @@
 
     shape(x)[a:b] = shape(x, start=a, end=b)        concat(shape(x)[a:b], shape(x)[b:c]) = shape(x)[a:c]        from 15
     cast(constant_of_shape(s, v)) = constant_of_shape(s, cast(v))
+    constant_of_shape(s, v) + c = constant_of_shape(s, v + c)        for one number c; differences and products likewise
 
 Shape clamps `start` and `end`, and counts them from the end, as Slice does. A fill value must survive the cast, so that
 no runtime's way of rounding or saturating matters. (C6, C10, C11 of the usual catalogues.)
@@ -16,9 +17,12 @@ import numpy as np
 from optimizer.graph import Array, Constant, Tensor
 from optimizer.match import Match
 from optimizer.rewrite import Draft, rule
+from passes.fuse.arrays import rank
 from passes.fuse.slices import FAR, cuts
 
 KINDS = "biuf"
+EXACT = ("float32", "float64", "int32", "int64")  # of which numpy and runtimes make the same sums and products
+ARITHMETIC = {"Add": np.add, "Mul": np.multiply, "Sub": np.subtract}
 
 
 @rule("Slice(Shape(x), *part)", since=15)
@@ -66,6 +70,17 @@ def filled_cast(m: Match, make: Draft) -> Tensor | None:
         made = value.astype(to)
         same = np.array_equal(made.astype(value.dtype), value) and np.array_equal(np.signbit(made), np.signbit(value))
     return make.node("ConstantOfShape", m["s"], attrs={"value": made}) if same else None
+
+
+@rule("Add|Mul|Sub(ConstantOfShape(s), c)")
+def filled_arithmetic(m: Match, make: Draft) -> Tensor | None:
+    filled, c = m.node("ConstantOfShape").outputs[0], make.array(m["c"])
+    value = _value(make, m.node("ConstantOfShape").attrs.get("value"))
+    if value is None or c is None or c.size != 1 or c.ndim > (rank(filled) or 0) or c.dtype.name not in EXACT:
+        return None
+    with np.errstate(all="ignore"):
+        made = ARITHMETIC[m.root.op](value, c.reshape(1))
+    return make.node("ConstantOfShape", m["s"], attrs={"value": made})
 
 
 def _value(make: Draft, held: Any) -> Array | None:  # an attribute: an array, or weights that are still in the file
