@@ -8,6 +8,7 @@ known about them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from onnx import helper, shape_inference
 
 from optimizer import stored
 from optimizer.decode import dim
-from optimizer.graph import Constant, Dim, Graph, Tensor
+from optimizer.graph import Constant, Dim, Graph, Node, Tensor
 from optimizer.io import SMALL, nbytes, skeleton
 
 # Data propagation takes every vector for a possible shape and keeps some 60 bytes for each element of it.
 LONGEST = 1 << 20
+CHAIN = 4  # Reshapes of unknown rank behind each other whose ranks are told, each at the cost of another inference
 
 
 def infer(graph: Graph) -> bool:
@@ -49,9 +51,12 @@ def infer(graph: Graph) -> bool:
     if nested:
         small = {n: c for n, c in graph.constants().items() if graph.is_constant(c) and nbytes(c) <= SMALL}
         _repeat(model.graph, small)
-    inferred = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
     found = _Found(known)
-    found.collect(inferred.graph, nested)
+    found.collect(_inferred(model), nested)
+    for _ in range(CHAIN):
+        if not _tell_ranks(model.graph, graph.nodes, found):
+            break
+        found.collect(_inferred(model), nested)
     for tensor in (t for n in nodes if not n.domain for body in n.bodies() for t in body.inputs):
         tensor.shape = None
     made = [t for n in nodes for t in n.outputs if t.name]
@@ -73,6 +78,29 @@ def static(tensor: Tensor) -> tuple[int, ...] | None:
     if tensor.shape is None or not all(isinstance(d, int) for d in tensor.shape):
         return None
     return tuple(tensor.shape)
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
+    return shape_inference.infer_shapes(model, strict_mode=False, data_prop=True).graph
+
+
+def _tell_ranks(model: onnx.GraphProto, nodes: Sequence[Node], found: _Found) -> int:
+    """Writes down the ranks of Reshapes that are known by the length of their targets alone; returns how many.
+
+    Inference leaves such a result without a rank, and so whatever follows it.
+    """
+    count = 0
+    for node in nodes:
+        if node.op != "Reshape" or node.domain or len(node.inputs) < 2:
+            continue
+        dtype, shape = found.kinds.get(node.outputs[0].name, (None, None))
+        length = found.kinds.get(node.inputs[1].name, (None, node.inputs[1].shape))[1]
+        if dtype is None or shape is not None or not length or not isinstance(length[0], int) or not length[0]:
+            continue
+        kind = helper.np_dtype_to_tensor_dtype(dtype)
+        model.value_info.append(helper.make_tensor_value_info(node.outputs[0].name, kind, [None] * length[0]))
+        count += 1
+    return count
 
 
 def _forget(graph: onnx.GraphProto, keep: set[str], nested: bool) -> None:

@@ -102,7 +102,8 @@ def test_strings_and_empty_tensors() -> None:
 
 
 def test_of_a_weight_that_is_quantized_the_codes_are_kept() -> None:
-    graph = make("""g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 1.25, 1.75, -99}, float s = {0.5}, int8 z = {0}> {
+    graph = make("""g (float[N,2] x) => (float[N,2] y)
+        <float[2,2] w = {1, 1.25, 1.75, -99}, float s = {0.5}, int8 z = {0}> {
         q = QuantizeLinear(w, s, z)  d = DequantizeLinear(q, s, z)  y = MatMul(x, d) }""")
     assert run("fold", graph) == 1
     assert ops(graph) == ["DequantizeLinear", "MatMul"]

@@ -105,6 +105,15 @@ def facts(text: str, opset: int = 17) -> tuple[Graph, Interpreter]:
     return graph, Interpreter(graph)
 
 
+def test_the_length_of_a_target_is_the_rank_of_what_it_shapes_and_of_what_follows() -> None:
+    graph, _ = facts("""g (float[N,M] x, int64[3] s, int64[P] p) => (float[A,B,C] y, float[D] z)
+        <int64[1] one = {1}, int64[3] all = {0, 1, 2}> {
+        r = Reshape(x, s)  t = Transpose<perm = [2, 0, 1]>(r)  h = Shape(t)  i = Gather(h, all)
+        u = Reshape(t, i)  y = Relu(u)  v = Reshape(x, p)  z = Relu(v) }""")
+    tensors = graph.tensors()
+    assert [tensors[name].shape for name in "rtuyvz"] == [[None] * 3] * 4 + [None] * 2
+
+
 def dims(text: str, name: str = "y") -> list[Any]:
     """Dims as numbers where they are, else as expressions."""
     graph, found = facts(text)

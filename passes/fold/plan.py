@@ -2,10 +2,10 @@
 
 A node is a candidate if it is pure, of the standard operators, its inputs are constants or candidates' results, and
 the size of its outputs is known beforehand. Quantised and half-precision weights stay small: DequantizeLinear and a
-Cast to a wider type are not folded, while QuantizeLinear leaves the codes of a weight in its place (C16). The cost guard (G9): a result may take as many bytes as the constants that die
-with its computation (at least 64 KiB are allowed each), and all folding
-together (`Graph.grown` keeps count) may grow the file by 1 KiB or 1 %.
-A constant's bytes are divided among its readers, so a weight that something else still reads pays for nothing.
+Cast to a wider type are not folded, while QuantizeLinear leaves the codes of a weight in its place (C16). The cost
+guard (G9): a result may take as many bytes as the constants that die with its computation (at least 64 KiB are allowed
+each), and all folding together (`Graph.grown` keeps count) may grow the file by 1 KiB or 1 %. A constant's bytes are
+divided among its readers, so a weight that something else still reads pays for nothing.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from optimizer.graph import Array, Dim, Graph, Node, Tensor
+from optimizer.graph import Array, Constant, Dim, Graph, Node, Tensor
 from optimizer.io import nbytes
 from optimizer.ops import attribute, scalar
 from optimizer.ranges import is_float
@@ -94,8 +94,8 @@ def _taken(graph: Graph, part: Tensor) -> tuple[int, list[int]] | None:
         return None
     axis %= len(x.shape)
     if node.op == "Split":
-        sizes = [t.shape[axis] if t.shape else None for t in node.outputs]
-        if not graph.only_feeds(x, node) or not all(isinstance(size, int) for size in sizes) or sum(sizes) != dim:
+        sizes = [d for t in node.outputs if t.shape and isinstance(d := t.shape[axis], int)]
+        if not graph.only_feeds(x, node) or len(sizes) < len(node.outputs) or sum(sizes) != dim:
             return None
         at = next(i for i, t in enumerate(node.outputs) if t is part)
         return axis, list(range(sum(sizes[:at]), sum(sizes[: at + 1])))
@@ -121,10 +121,11 @@ def _factors(moved: Tensor, axis: int, places: list[int], c: float) -> dict[int,
     dims: list[Dim] = list(moved.shape or ())
     found = {}
     for first in range(axis, -1, -1):
-        if not all(isinstance(d, int) for d in dims[first:]):
+        inner = [d for d in dims[first:] if isinstance(d, int)]
+        if len(inner) < len(dims) - first:
             break
-        factors = np.ones(dims[first:])
-        factors[(*[slice(None)] * (axis - first), places)] = c
+        factors = np.ones(inner)
+        factors.swapaxes(0, axis - first)[places] = c
         found[factors.size] = factors.reshape(-1)
     return found
 
@@ -139,22 +140,20 @@ def _scale_columns(graph: Graph, linear: Node, factors: Mapping[int, Array]) -> 
         product = made
     if product.op != "MatMul" or product.domain:
         return False
-    w, b = graph.array(product.inputs[1]), graph.array(linear.inputs[bias]) if linear.op == "Add" else None
+    held = product.inputs[1]
+    if not isinstance(held, Constant) or not (graph.only_feeds(held, product) or nbytes(held) <= SLACK):
+        return False
+    w, b = graph.array(held), graph.array(linear.inputs[bias]) if linear.op == "Add" else None
     if w is None or w.ndim != 2 or w.dtype.kind in "iu" or w.shape[1] not in factors:
         return False
-    if (linear.op == "Add" and (b is None or b.ndim > 1)) or not _own(graph, product):
+    if linear.op == "Add" and (b is None or b.ndim > 1):
         return False
     by = factors[w.shape[1]]
     weight = narrow(wide(w) * by.astype(wide(w).dtype), w.dtype, axis=1)
     shift = None if b is None else narrow(wide(b) * by, b.dtype)
     if weight is None or (b is not None and shift is None):
         return False
-    graph.set_input(product, 1, graph.constant(weight, product.inputs[1].name))
+    graph.set_input(product, 1, graph.constant(weight, held.name))
     if shift is not None:
         graph.set_input(linear, bias, graph.constant(shift, linear.inputs[bias].name))
     return True
-
-
-def _own(graph: Graph, product: Node) -> bool:
-    w = product.inputs[1]
-    return graph.only_feeds(w, product) or nbytes(w) <= SLACK
