@@ -234,6 +234,9 @@ class Fuse(Pass):
         while self.sink and not self.rules and (count := sink_transposes(graph)):
             fired["sink"] += count
             fired.update(apply_rules(graph, early, fast_math=self.fast_math))
-        fired.update(apply_rules(graph, self.chosen, fast_math=self.fast_math))
+        late = tuple(one for one in self.chosen if one in LATE)
+        if last := apply_rules(graph, late, fast_math=self.fast_math):
+            fired.update(last)
+            fired.update(apply_rules(graph, self.chosen, fast_math=self.fast_math))
         log.info("fuse: %s", ", ".join(f"{name} {count}" for name, count in sorted(fired.items())) or "nothing")
         return sum(fired.values())
