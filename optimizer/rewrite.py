@@ -262,7 +262,7 @@ def _describe(draft: Draft) -> bool:
             continue
         kinds = tuple(None if t is None else _kind(t) for t in drafted.inputs)
         try:
-            made = _types(drafted, draft.graph.opset, kinds)
+            made = _types(drafted, draft.graph, kinds)
         except (onnx.defs.SchemaError, shape_inference.InferenceError):
             return False
         for out, kind in zip(drafted.outputs, made, strict=True):
@@ -271,30 +271,32 @@ def _describe(draft: Draft) -> bool:
     return True
 
 
-def _types(drafted: Drafted, opset: int, kinds: tuple[Kind | None, ...]) -> Sequence[onnx.TypeProto | None]:
+def _types(drafted: Drafted, graph: Graph, kinds: tuple[Kind | None, ...]) -> Sequence[onnx.TypeProto | None]:
     """What inference says of each output of a node whose inputs are of these kinds."""
     values = drafted.attrs.values()
-    if drafted.op not in BY_TYPE or not all(isinstance(v, int | list) for v in values):
-        return _inferred(drafted, opset, kinds)
-    attrs = tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in drafted.attrs.items())
-    return _remembered(drafted.op, attrs, opset, kinds)
+    if drafted.op in BY_TYPE and all(isinstance(v, int | list) for v in values):
+        attrs = tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in drafted.attrs.items())
+        return _remembered(drafted.op, attrs, graph.opset, kinds)
+    places = ((i, t) for i, t in enumerate(drafted.inputs) if isinstance(t, Constant) and graph.is_constant(t))
+    small = {f"t{i}": _small(t) for i, t in places if nbytes(t) <= SLACK}
+    return _inferred(drafted, graph.opset, kinds, small)
 
 
 @lru_cache(1 << 10)
 def _remembered(op: str, attrs: Any, opset: int, kinds: tuple[Kind | None, ...]) -> Sequence[onnx.TypeProto | None]:
     inputs = tuple(None if kind is None else Variable("any", *kind) for kind in kinds)
-    return _inferred(Drafted(op, inputs, (Variable("one"),), dict(attrs), ""), opset, kinds)
+    return _inferred(Drafted(op, inputs, (Variable("one"),), dict(attrs), ""), opset, kinds, {})
 
 
-def _inferred(drafted: Drafted, opset: int, kinds: tuple[Kind | None, ...]) -> Sequence[onnx.TypeProto | None]:
+def _inferred(
+    drafted: Drafted, opset: int, kinds: Sequence[Kind | None], small: Mapping[str, onnx.TensorProto]
+) -> Sequence[onnx.TypeProto | None]:
     names = ["" if t is None else f"t{i}" for i, t in enumerate(drafted.inputs)]
     outputs = [f"out{i}" for i in range(len(drafted.outputs))]
     types = {name: type_proto(*kind) for name, kind in zip(names, kinds, strict=True) if kind is not None}
-    constants = ((n, t) for n, t in zip(names, drafted.inputs, strict=True) if isinstance(t, Constant))
-    data = {name: _small(t) for name, t in constants if nbytes(t) <= SLACK}
-    schema, imports = _operator(drafted.op, opset)
     proto = to_node(drafted.op, names, outputs, drafted.attrs)
-    made = shape_inference.infer_node_outputs(schema, proto, types, data, None, imports, 10)
+    schema, imports = _operator(drafted.op, opset)
+    made = shape_inference.infer_node_outputs(schema, proto, types, dict(small), None, imports, 10)
     return [made.get(name) for name in outputs]
 
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from models import zoo
 from optimizer import shapes
 from optimizer.context import Context
+from optimizer.evaluate import Evaluate
 from optimizer.graph import Graph, peek
 from optimizer.io import load
 from optimizer.manager import PassManager
@@ -361,6 +362,17 @@ def test_a_run_of_dims_is_one_node(opset: int, left: list[str]) -> None:
     graph = make(text, opset)
     assert run("shapes", graph) > 0
     assert ops(graph) == left
+
+
+@pytest.mark.parametrize(
+    ("made", "text"), [("float[R,4] y", "y = Expand(x, d)"), ("int64[2] y", "z = Tile(x, d)  y = Shape(z)")]
+)
+def test_a_default_is_no_value(made: str, text: str) -> None:
+    other = {"x": np.zeros((1, 4), np.float32), "d": np.array([3, 4])}
+    graph = make(f"g (float[1,4] x, int64[2] d) => ({made}) <int64[2] d = {{1, 1}}> {{ {text} }}")
+    before = Evaluate(1)(graph, other)["y"]
+    run("fixpoint(cleanup,fold,shapes)", graph)
+    np.testing.assert_array_equal(Evaluate(1)(graph, other)["y"], before)
 
 
 def test_a_dim_is_taken_of_the_first_shape_that_has_it() -> None:
