@@ -65,8 +65,6 @@ class _Reader:
         graph = self.graph(model.graph, scope, None)
         header = _header(model)
         graph.header = header
-        inputs = {v.name for v in header.inputs}
-        graph.overridable = {n: t for n, t in scope.local.items() if n in inputs and isinstance(t, Constant)}
         for annotation in header.annotations:
             for entry in annotation.quant_parameter_tensor_names:
                 if isinstance(named := scope.get(entry.value), Constant):
@@ -85,13 +83,18 @@ class _Reader:
             scope.define(constant.name, constant)
             constant.name = self.names.fresh(constant.name)
         for info in proto.input:
-            if info.name not in scope.local or parent is not None:
-                variable = Variable(self.names.fresh(info.name))
-                describe(variable, info)
-                scope.define(info.name, variable)
-                ir.inputs.append(variable)
-                if parent is not None:
-                    graph.declared[variable.name] = info
+            default = scope.local.get(info.name) if parent is None else None
+            variable = Variable(info.name if isinstance(default, Constant) else self.names.fresh(info.name))
+            describe(variable, info)
+            if isinstance(default, Constant):
+                graph.overridable[info.name] = default
+                if variable.shape == list(default.shape):
+                    continue
+                del scope.local[info.name]  # callers may give it another shape: an input like any other
+            scope.define(info.name, variable)
+            ir.inputs.append(variable)
+            if parent is not None:
+                graph.declared[variable.name] = info
         for node in proto.node:
             for name in filter(None, node.output):
                 scope.define(name, Variable(self.names.fresh(name)), node.name)

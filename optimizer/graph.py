@@ -89,8 +89,9 @@ class Graph:
     """One scope of a model: its nodes, inputs and outputs, and the names shared with its subgraphs.
 
     `header` is None for a subgraph. Two tables of the outermost scope hold initializers that stay, read or not:
-    `overridable` those that are graph inputs too (their values are defaults, not constants), `annotating` those that
-    quantization annotations name. `declared` keeps what a subgraph says of its own inputs.
+    `overridable` those that are graph inputs too (their values are defaults, not constants; where callers may give
+    another shape, nodes read a Variable of that name), `annotating` those that quantization annotations name.
+    `declared` keeps what a subgraph says of its own inputs and outputs.
     """
 
     journal: Journal | None = None  # of the outermost scope, while somebody asks what passes do; copies have none

@@ -42,7 +42,7 @@ class Fix(Pass):
 
         Raises UserError for an input that is not there or cannot take the value, DataError for data that disagrees.
         """
-        known = {t.name: t for t in graph.inputs} | dict(graph.overridable)
+        known = {**graph.overridable, **{t.name: t for t in graph.inputs}}
         bound: dict[str, Array] = {}
         for item in self.values:
             name, _, value = item.rpartition(":")

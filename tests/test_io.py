@@ -85,6 +85,17 @@ def test_overridable_initializers_stay_inputs_and_defaults() -> None:
     assert Evaluate(1)(graph, {"x": x, "w": x})["y"].tolist() == [0, 0]
 
 
+def test_a_default_that_may_have_another_shape_is_an_input_like_any_other() -> None:
+    proto = model("g (float[N] w) => (int64[1] s) <float[3] w = {1, 2, 3}> { s = Shape(w) }")
+    graph = load(proto)
+    assert graph.nodes[0].inputs[0].shape == ["N"]
+    for one in (graph, graph.copy()):
+        after = to_model(one)
+        assert [v.name for v in after.graph.input] == [t.name for t in after.graph.initializer] == ["w"]
+        assert Evaluate(1)(one, {})["s"].tolist() == [3]
+        assert Evaluate(1)(one, {"w": np.zeros(5, np.float32)})["s"].tolist() == [5]
+
+
 def test_an_overridable_initializer_that_nobody_reads_stays() -> None:
     proto = model("g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Relu(x) }")
     assert [t.name for t in to_model(load(proto).copy()).graph.initializer] == ["w"]
