@@ -104,6 +104,9 @@ class _Reader:
                 describe(made, info)
         ir.nodes.extend(self.node(node, scope, graph) for node in proto.node)
         ir.outputs = [self.output(info.name, scope, graph) for info in proto.output]
+        if parent is not None:
+            for tensor, info in zip(ir.outputs, proto.output, strict=True):
+                graph.declared.setdefault(tensor.name, info)
         graph.adopt()
         return graph
 

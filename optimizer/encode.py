@@ -168,13 +168,25 @@ class _Writer:
     def body(self, graph: Graph) -> onnx.GraphProto:
         proto = onnx.GraphProto()
         self.scope(graph, proto)
-        for tensors, infos in ((graph.inputs, proto.input), (graph.outputs, proto.output)):
-            for made in tensors:
-                info = infos.add()
-                info.CopyFrom(graph.declared.get(made.name) or _value_info(made) or info)
-                info.name = made.name
+        for made in graph.inputs:
+            info = proto.input.add()
+            info.CopyFrom(graph.declared.get(made.name) or _value_info(made) or info)
+            info.name = made.name
+        for made in graph.outputs:
+            info = proto.output.add()
+            info.CopyFrom(_result(made, graph.declared.get(made.name)) or info)
+            info.name = made.name
         proto.initializer.extend(tensor(c) for c in self.homes[id(graph)])
         return proto
+
+
+def _result(made: Tensor, declared: onnx.ValueInfoProto | None) -> onnx.ValueInfoProto | None:
+    """What a subgraph says of an output: all of its dims, or what the file said, which Scan must know at run time."""
+    known = _value_info(made)
+    if declared is None or known is None or (made.shape is not None and None not in made.shape):
+        return known
+    same = declared.type.tensor_type.elem_type == known.type.tensor_type.elem_type
+    return declared if same and declared.type.tensor_type.HasField("shape") else known
 
 
 def _value_info(made: Tensor) -> onnx.ValueInfoProto | None:

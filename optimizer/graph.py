@@ -495,8 +495,6 @@ def _copy(scope: Graph, names: Names, known: dict[int, Tensor], parent: Graph | 
     ir = PlainGraph(inputs=inputs, name=scope.ir.name, doc_string=scope.ir.doc_string)
     graph = Graph(ir, names, parent=parent)
     graph.metadata = dict(scope.metadata)
-    pairs = zip(scope.inputs, inputs, strict=True)
-    graph.declared = {new.name: scope.declared[old.name] for old, new in pairs if old.name in scope.declared}
     for node in scope.nodes:
         attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, Graph)}
         inputs, outputs = [twin(t) for t in node.inputs], [twin(t) for t in node.outputs]
@@ -510,4 +508,6 @@ def _copy(scope: Graph, names: Names, known: dict[int, Tensor], parent: Graph | 
             new.attrs[key] = _copy(body, names, known, graph, fresh=fresh)
             names.outputs.update(t.name for t in new.attrs[key].outputs)
     graph.ir.outputs = [twin(t) for t in scope.outputs]
+    ends = ((t, twin(t)) for t in (*scope.inputs, *scope.outputs))
+    graph.declared = {new.name: scope.declared[old.name] for old, new in ends if old.name in scope.declared}
     return graph

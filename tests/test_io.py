@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from optimizer import shapes
 from optimizer.errors import ModelError, UserError
 from optimizer.evaluate import Evaluate, session
 from optimizer.graph import Constant, Graph
@@ -94,6 +95,17 @@ def test_a_default_that_may_have_another_shape_is_an_input_like_any_other() -> N
         assert [v.name for v in after.graph.input] == [t.name for t in after.graph.initializer] == ["w"]
         assert Evaluate(1)(one, {})["s"].tolist() == [3]
         assert Evaluate(1)(one, {"w": np.zeros(5, np.float32)})["s"].tolist() == [5]
+
+
+def test_what_a_subgraph_says_of_an_output_stays_where_no_more_is_known() -> None:
+    """ONNX Runtime's Scan asks for it."""
+    proto = model("""g (float[] x, float[3,2] s) => (float[2] y, float[3,2] z) {
+        y, z = Scan <num_scan_inputs = 1, body = b (float[2] v, float[2] row) => (float[2] w, float[2] out) {
+            w = Add(v, row)  out = Mul(w, x) }> (x, s) }""")
+    feeds = {"x": np.ones(2, np.float32), "s": np.ones((3, 2), np.float32)}
+    for graph in (load(proto), load(proto).copy()):
+        shapes.infer(graph)
+        assert Evaluate(1)(graph, feeds)["y"].tolist() == [4, 4]
 
 
 def test_an_overridable_initializer_that_nobody_reads_stays() -> None:
