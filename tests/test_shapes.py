@@ -364,6 +364,15 @@ def test_a_run_of_dims_is_one_node(opset: int, left: list[str]) -> None:
     assert ops(graph) == left
 
 
+@pytest.mark.parametrize("start", [-2, -9])
+def test_a_run_of_dims_counted_from_the_end_stays(start: int) -> None:
+    """The last one would begin at -1 and end at 0."""
+    graph = make(f"""g (float[N,M,3] x) => (int64[1] y) <int64[1] i = {{0}}, int64[1] two = {{2}}> {{
+        s = Shape<start = {start}>(x)  m = Gather(s, i)  y = Mul(m, two) }}""")
+    run("shapes", graph)
+    assert ops(graph) == ["Shape", "Gather", "Mul"]
+
+
 @pytest.mark.parametrize(
     ("made", "text"), [("float[R,4] y", "y = Expand(x, d)"), ("int64[2] y", "z = Tile(x, d)  y = Shape(z)")]
 )

@@ -150,6 +150,8 @@ def _cut(scope: Graph, node: Node, run: Run) -> int:
     out, taken = node.outputs[0], run.tensor.inputs[0]
     if scope.opset >= 15:
         begin = taken.attrs.get("start", 0)
+        if begin < 0:  # counted from the end, where a run up to the last dim has no number to end at
+            return 0
         attrs = {"start": begin + run.start, "end": begin + run.end}
         scope.remove(node)
         scope.add("Shape", [taken.inputs[0]], [out], attrs, name=node.name)
