@@ -25,7 +25,8 @@ from optimizer.ranges import is_float
 from optimizer.rewrite import Draft, rule
 from passes.fuse.arrays import has_dtype, keeps_rank
 
-CLIPPED = ("float16", "float32", "float64", "int32", "int64")
+FLOATS = ("float16", "float32")  # the types that runtimes clip in any operator set
+CLIPPED = (*FLOATS, "float64", "int32", "int64")  # from 12 on
 
 
 def bounds(make: Draft, clip: Node) -> tuple[float, float] | None:
@@ -82,7 +83,7 @@ def min_max(m: Match, make: Draft) -> Tensor | None:
     if low is None or high is None or not -math.inf < low <= high < math.inf or len(varying) != 1:
         return None
     (x,) = varying
-    if not has_dtype(x, *CLIPPED) or not keeps_rank(m, x) or (make.graph.opset < 12 and not is_float(x)):
+    if not has_dtype(x, *(CLIPPED if make.graph.opset >= 12 else FLOATS)) or not keeps_rank(m, x):
         return None
     return _clip(m, make, x, low, high)
 
