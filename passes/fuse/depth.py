@@ -5,10 +5,10 @@
     SpaceToDepth   transpose(x as [N, C, H, b, W, b], 0 3 5 1 2 4) as [N, b b C, H, W]
                    concat(x[.., 0::2, 0::2], x[.., 0::2, 1::2], x[.., 1::2, 0::2], x[.., 1::2, 1::2]), channels
 
-Each is the definition in the operators' own specification. A valid Concat has parts of one size, so the dims cut in
-halves are even, symbols or not. Other orders of the four parts are other channel orders, which no operator has. Where
-the channels are last, as Swin merges its patches, they stay together in memory, and one Transpose moves them in half
-the time that the Slices take (ONNX Runtime, CPU):
+Each is the definition in the operators' own specification; DepthToSpace has a mode from operator set 11 on. A valid
+Concat has parts of one size, so the dims cut in halves are even, symbols or not. Other orders of the four parts are
+other channel orders, which no operator has. Where the channels are last, as Swin merges its patches, they stay together
+in memory, and one Transpose moves them in half the time that the Slices take (ONNX Runtime, CPU):
 
     concat(x[:, 0::2, 0::2], x[:, 0::2, 1::2], ..), channels = transpose(x as [N, H, 2, W, 2, C], 0 1 3 2 4 5)
 
@@ -37,7 +37,7 @@ PARTED = (
 )
 
 
-@rule("Reshape(Transpose(Reshape(x, s)), t)")
+@rule("Reshape(Transpose(Reshape(x, s)), t)", since=11)
 def depth_to_space(m: Match, make: Draft) -> Tensor | None:
     blocks = m.node("Transpose").inputs[0]
     mode = MODES.get(_permutation(m))
