@@ -74,9 +74,11 @@ def slice_slice(m: Match, make: Draft) -> Tensor | None:
 
 
 def sliced(make: Draft, x: Tensor, taken: dict[int, Cut]) -> Tensor | None:
-    """A Slice that takes from `x` what is given by axis; None where the operator set has no steps."""
+    """A Slice that takes from `x` what is given by axis; None where the operator set has no such steps."""
     over = sorted(taken)
     starts, ends, steps = ([taken[a][i] for a in over] for i in range(3))
+    if max(steps, default=1) > END:
+        return None
     if make.graph.opset < 10:
         if any(t != 1 for t in steps):
             return None
