@@ -460,6 +460,12 @@ def test_a_mask_in_use_becomes_ones() -> None:
     assert sorted(ops(graph)) == ["Identity", "Relu"]
 
 
+@pytest.mark.parametrize("kind", ["floats", "ints", "strings"])
+def test_empty_constants(kind: str) -> None:
+    graph = make(f"g () => (int64 n) {{ c = Constant<value_{kind}: {kind} = []>()  n = Size(c) }}")
+    assert run("cleanup", graph, feeds=[{}]) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "opset"),
     [

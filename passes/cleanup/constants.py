@@ -19,6 +19,8 @@ from optimizer.graph import Array, Constant, Graph, Node, peek
 from optimizer.stored import Stored, chunks
 
 SAMPLE = 64  # bytes
+KINDS = (("float", np.float32), ("int", np.int64), ("string", object))
+DTYPES = {f"value_{kind}{many}": dtype for kind, dtype in KINDS for many in ("", "s")}
 Key = tuple[Hashable, ...]
 
 
@@ -47,12 +49,8 @@ def _value(node: Node) -> Any:
             return value._values
         if isinstance(value, np.ndarray):
             return value
-        if kind in ("value_float", "value_floats"):
-            return np.array(value, np.float32)
-        if kind in ("value_int", "value_ints"):
-            return np.array(value, np.int64)
-        if kind in ("value_string", "value_strings"):
-            return np.array(value, object)
+        if kind in DTYPES:
+            return np.array([] if isinstance(value, onnx.AttributeProto) else value, DTYPES[kind])  # an empty list
         assert isinstance(value, onnx.AttributeProto), f"Constant holds {kind}"
     return None
 
