@@ -460,6 +460,12 @@ def test_a_mask_in_use_becomes_ones() -> None:
     assert sorted(ops(graph)) == ["Identity", "Relu"]
 
 
+def test_a_mask_has_the_shape_that_is_so_not_the_one_that_is_said() -> None:
+    graph = make("g (float[N,4] x) => (bool[N,4] m) <float[3,4] a> { a = Relu(x)  d, m = Dropout(a) }")
+    assert run("cleanup", graph) > 0
+    assert sorted(ops(graph)) == ["ConstantOfShape", "Relu", "Shape"]
+
+
 @pytest.mark.parametrize("kind", ["floats", "ints", "strings"])
 def test_empty_constants(kind: str) -> None:
     graph = make(f"g () => (int64 n) {{ c = Constant<value_{kind}: {kind} = []>()  n = Size(c) }}")

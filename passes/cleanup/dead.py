@@ -39,6 +39,7 @@ def _drop(graph: Graph, node: Node) -> int:
     mask = next((t for t in outs[1:] if t.name and (t.outputs or graph.is_output(t))), None)
     if mask is not None and graph.opset < 12:
         return 0
+    shapes.infer(graph)  # the file may say of x what is not so
     scope.remove(node)
     if mask is not None:
         _all_true(scope, x, mask, node)
