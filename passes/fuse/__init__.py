@@ -78,7 +78,7 @@ RULES: tuple[Rule, ...] = (
     pad.pad_pad,
     depthwise.depthwise_mul,
     pad.pad_max_pool,
-    pad.pad_max_pool_finite,
+    pad.pad_max_pool_float,
     conv_conv.conv_conv,
     conv_sum.conv_sum,
     conv_sum.conv_add_input,

@@ -3,11 +3,11 @@
 Conv multiplies what it pads by the weights, and 0 is 0 either way. AveragePool counts explicit zeros as elements, so
 its count_include_pad becomes 1, which changes nothing else where it had no pads of its own or counted them already.
 
-MaxPool ignores what it pads. An explicit pad counts, so it must not be larger than anything that x can hold: infinity
-below, the lowest integer, or 0 behind an operator that gives nothing negative (fast-math, for a NaN beside it). A
-window must hold an element of x; with pads smaller than the kernel and no dilation each does that starts before the
-end of x, and an x without elements must not have windows at all. Padding twice with one value is padding once. (W8,
-W9, W10, S21 of the usual catalogues.)
+MaxPool ignores what it pads. An explicit pad counts, so it must not be larger than anything that x can hold: the
+lowest integer, or (with fast-math, for a NaN beside it) infinity below, or 0 behind an operator that gives nothing
+negative. A window must hold an element of x; with pads smaller than the kernel and no dilation each does that starts
+before the end of x, and an x without elements must not have windows at all. Padding twice with one value is padding
+once. (W8, W9, W10, S21 of the usual catalogues.)
 """
 
 from __future__ import annotations
@@ -115,23 +115,20 @@ def pad_pad(m: Match, make: Draft) -> Tensor | None:
 
 @rule("MaxPool(Pad(x, *how))")
 def pad_max_pool(m: Match, make: Draft) -> Tensor | None:
-    return _padded_max(m, make, exact=True)
+    return None if m["x"].dtype is None or np.dtype(m["x"].dtype).kind not in "iu" else _padded_max(m, make)
 
 
 @rule("MaxPool(Pad(x, *how))", fast_math=True)
-def pad_max_pool_finite(m: Match, make: Draft) -> Tensor | None:
-    """A NaN beside the pads may become another number: runtimes differ on the largest of NaN and 0."""
-    return _padded_max(m, make, exact=False)
+def pad_max_pool_float(m: Match, make: Draft) -> Tensor | None:
+    """A NaN beside the pads may become another number: what ONNX Runtime makes of it depends on where it stands."""
+    return _padded_max(m, make)
 
 
-def _padded_max(m: Match, make: Draft, exact: bool) -> Tensor | None:
-    """`exact`: no NaN can be compared with a pad that is a number."""
+def _padded_max(m: Match, make: Draft) -> Tensor | None:
     pool, x = m.root, m["x"]
     kernel = list(pool.attrs["kernel_shape"])
     found, own = _spatial(m, make, len(kernel) + 2), own_pads(pool, make, len(kernel))
     if found is None or own is None or not found[1] <= span(make.graph, x)[0]:
-        return None
-    if exact and found[1] != -np.inf and (x.dtype is None or np.dtype(x.dtype).kind not in "iu"):
         return None
     if make.attr(pool, "ceil_mode") or any(d != 1 for d in make.attr(pool, "dilations") or ()):
         return None
