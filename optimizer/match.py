@@ -3,7 +3,7 @@
     x          any tensor; the same name twice must be the same tensor
     b?         an optional input: bound where present
     *xs        any number of inputs, as a list; all remaining ones where it stands last
-    2.0        a constant with one element of this value (to 1e-6, or to the rounding of a half; 0 exactly)
+    2.0        a constant with one element of this value; to 1e-6, or to the rounding of a half, where a half has none
     A|B(...)   a node of either operator      d=Sub(x, m)   ... whose first output is also called d
 
 Operators that commute are tried in both orders. The matcher itself guarantees what every rule needs and some would
@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import takewhile
+
+import numpy as np
 
 from optimizer.graph import Constant, Graph, Node, Tensor
 from optimizer.ops import COMMUTATIVE, is_pure, scalar
@@ -37,6 +39,11 @@ class Name:
 @dataclass(frozen=True)
 class Number:
     value: float
+
+    @cached_property
+    def exact(self) -> bool:
+        """True for what every float type holds: nobody writes 1.9999999 for the 2 of a square, which has no NaN."""
+        return float(np.float16(self.value)) == self.value
 
 
 @dataclass(frozen=True)
@@ -244,7 +251,8 @@ def _search(args: tuple[Pattern, ...], inputs: list[Tensor], found: Match) -> It
 def _tensor(pattern: Op | Number, tensor: Tensor, found: Match) -> Iterator[None]:
     if isinstance(pattern, Number):
         value = scalar(found.graph, tensor)
-        if value is not None and math.isclose(value, pattern.value, rel_tol=HALF.get(str(tensor.dtype), 1e-6)):
+        tolerance = 0.0 if pattern.exact else HALF.get(str(tensor.dtype), 1e-6)
+        if value is not None and math.isclose(value, pattern.value, rel_tol=tolerance):
             yield
     elif pattern.label in found.tensors:
         if found.tensors[pattern.label] is tensor:
