@@ -2,7 +2,8 @@
 
 The interpreter gives every small integer tensor as expressions over the inputs' symbolic dims. From that follow
 constants (C4), Reshape to a constant target (C5), no-ops (N4, N7, N11 with symbols), one computation in place of
-several that give the same numbers (C13, C10 and C11 where the numbers are dims of one tensor), and conditions (H8).
+several that give the same numbers (C13, C10 and C11 where the numbers are dims of one tensor, C12 where they are an
+input's), and conditions (H8).
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def _scope(scope: Graph, facts: Interpreter, seen: Seen) -> int:
         count += sum(_scope(body, facts, seen.new_child()) for body in node.bodies())
         if node.domain or node.op in ("Identity", "Constant") or not is_pure(node):
             continue
-        count += _as_constants(scope, node, facts) or _rewrite(scope, node, facts) or _reuse(scope, node, facts, seen)
+        if known := _as_constants(scope, node, facts) or _rewrite(scope, node, facts):
+            count += known
+        else:
+            count += _ask_input(scope, node, facts) + _reuse(scope, node, facts, seen)
     return count
 
 
@@ -106,6 +110,25 @@ def _forward(node: Node, facts: Interpreter) -> bool:
     steps = facts.vector(node, 4)
     absent = len(node.inputs) < 5 or not node.inputs[4].name
     return absent or (steps is not None and all(s.value == 1 for s in steps))
+
+
+def _ask_input(scope: Graph, node: Node, facts: Interpreter) -> int:
+    """Dims that an input of the model has are asked of it, so that nothing need be computed to be asked (C12)."""
+    inputs = facts.graph.inputs
+    made = facts.values(node.outputs[0]) if node.op == "Shape" else None
+    values = [] if made is None else list(made)
+    if not values or any(node.inputs[0] is given for given in inputs):
+        return 0
+    for given in inputs:
+        dims = facts.dims(given) or []
+        for start in range(len(dims) - len(values) + 1):
+            end = start + len(values)
+            whole = end - start == len(dims)
+            if dims[start:end] == values and (whole or scope.opset >= 15):
+                scope.set_input(node, 0, given)
+                node.attrs = {} if whole else {"start": start, "end": end}
+                return 1
+    return 0
 
 
 def _reuse(scope: Graph, node: Node, facts: Interpreter, seen: Seen) -> int:
