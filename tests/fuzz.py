@@ -551,17 +551,89 @@ def attention(m: Maker) -> None:
     if x.shape[-1] != 4 or not all(isinstance(d, str) for d in x.shape[:2]):
         return
     n, t = x.shape[:2]
-    heads = []
-    for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
-        y = m.add("Add", [m.add("MatMul", [x, m.normal(4, 4, scale=0.5)], x.shape), m.normal(4)], x.shape)
-        y = m.add("Reshape", [y, _target(m, y, [0, 1], [2, 2])], (n, t, 2, 2))
-        heads.append(m.add("Transpose", [y], tuple(y.shape[p] for p in perm), perm=perm))
-    q, k, v = heads
+    q, k, v = _packed_heads(m, x) if m.chance(0.5) else _heads(m, x)
+    if m.chance(0.3):
+        q = m.add(m.choose(["Mul", "Div"]), [q, m.number(0.5)], q.shape)
     scores = m.add("MatMul", [q, k], (n, 2, t, t))
     scores = m.add(m.choose(["Mul", "Div"]), [scores, m.number(0.5)], scores.shape)
     y = m.add("MatMul", [m.add("Softmax", [scores], scores.shape, axis=-1), v], (n, 2, t, 2))
     y = m.add("Transpose", [y], (n, t, 2, 2), perm=[0, 2, 1, 3])
     m.add("Reshape", [y, _target(m, y, [0, 1], [4])], (n, t, 4))
+
+
+def _heads(m: Maker, x: Value) -> list[Value]:
+    """Queries, keys (turned) and values, each by a product of its own."""
+    heads = []
+    for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
+        y = m.add("Add", [m.add("MatMul", [x, m.normal(4, 4, scale=0.5)], x.shape), m.normal(4)], x.shape)
+        y = m.add("Reshape", [y, _target(m, y, [0, 1], [2, 2])], (*x.shape[:2], 2, 2))
+        heads.append(m.add("Transpose", [y], tuple(y.shape[p] for p in perm), perm=perm))
+    return heads
+
+
+def _packed_heads(m: Maker, x: Value) -> list[Value]:
+    """Queries, keys (turned) and values by one product, taken apart by Gathers or by a Split."""
+    n, t = x.shape[:2]
+    y = m.add("MatMul", [x, m.normal(4, 12, scale=0.5)], (n, t, 12))
+    y = m.add("Add", [y, m.normal(12)], y.shape) if m.chance(0.7) else y
+    y = m.add("Reshape", [y, _target(m, y, [0, 1], [3, 2, 2])], (n, t, 3, 2, 2))
+    y = m.add("Transpose", [y], (3, n, 2, t, 2), perm=[2, 0, 3, 1, 4])
+    if m.chance(0.5):
+        parts = [m.add("Gather", [y, m.const(np.array(i))], (n, 2, t, 2), axis=0) for i in (0, 1, m.choose([2, -1, 1]))]
+    else:
+        rows = [Value(m.name(), FLOAT, (1, n, 2, t, 2)) for _ in range(3)]
+        sizes = [m.const(np.ones(3, np.int64))] if m.opset >= 13 else []
+        m.nodes.append(helper.make_node("Split", [y.name, *sizes], [v.name for v in rows], axis=0))
+        m.values += rows
+        parts = [m.reduce("Squeeze", row, [0], (n, 2, t, 2)) for row in rows]
+    parts[1] = m.add("Transpose", [parts[1]], (n, 2, 2, t), perm=[0, 1, 3, 2])
+    return parts
+
+
+def lines(m: Maker) -> None:
+    """A convolution over one axis, spelt as one over two, with bias and scale behind the Squeeze."""
+    x = m.pick(3)
+    n, c, w = x.shape
+    if not isinstance(c, int) or not isinstance(w, int) or w < 2:
+        return
+    y = m.reduce("Unsqueeze", x, [2], (n, c, 1, w))
+    y = m.add("Conv", [y, m.normal(3, c, 1, 2, scale=0.3)], (n, 3, 1, w - 1))
+    y = m.reduce("Squeeze", y, [2], (n, 3, w - 1))
+    for op in ("Add", "Mul", "Sub", "Div"):
+        if m.chance(0.4):
+            y = m.add(
+                op, [y, m.choose([m.positive(3, 1), m.positive(1, 3, 1), m.number(0.5), m.positive(w - 1)])], y.shape
+            )
+
+
+def regroups(m: Maker) -> None:
+    """Dims of one that come, go and change places; a reduction whose dims a Reshape puts back; a fill and a number."""
+    x = m.pick(m.choose([2, 3]))
+    rank = len(x.shape)
+    kind = m.choose(["ones", "reduced", "fill"])
+    if kind == "ones":
+        at, to = (int(m.rng.integers(0, rank + 1)) for _ in range(2))
+        y = m.reduce("Unsqueeze", x, [at], (*x.shape[:at], 1, *x.shape[at:]), exact=x.exact)
+        if m.chance(0.5):
+            perm = np.insert(np.delete(np.arange(rank + 1), at), to, at).tolist()
+            y = m.add("Transpose", [y], tuple(y.shape[p] for p in perm), exact=x.exact, perm=perm)
+            at = to
+        if m.chance(0.6):
+            y = m.reduce("Squeeze", y, [at], x.shape, exact=x.exact)
+        if m.chance(0.4):
+            m.reduce("Unsqueeze", y, [0], (1, *y.shape), exact=x.exact)
+    elif kind == "reduced":
+        axis = int(m.rng.integers(1, rank))
+        y = m.reduce(
+            m.choose(["ReduceMax", "ReduceSum"]), x, [axis], (*x.shape[:axis], *x.shape[axis + 1 :]), keepdims=0
+        )
+        kept = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+        if all(isinstance(d, int) for d in kept[1:]):
+            m.add("Sub", [x, m.add("Reshape", [y, m.const(np.array([m.choose([0, -1]), *kept[1:]]))], kept)], x.shape)
+    else:
+        shape = m.add("Shape", [m.add("Tanh", [x], x.shape)], (rank,), INT, exact=True)
+        fill = m.add("ConstantOfShape", [shape], x.shape, exact=True)
+        m.add("Add", [x, m.add(m.choose(["Add", "Mul", "Sub"]), [fill, m.number(2.0)], x.shape)], x.shape)
 
 
 def matrices(m: Maker) -> None:
@@ -642,7 +714,23 @@ def quarters(m: Maker) -> None:
     m.add("Conv", [y, m.normal(3, 4 * c, 1, 1, scale=0.3)], (n, 3, h // 2, w // 2))
 
 
-MORE = (*MOVES, expands, splits, gathers, pools, powers, attention, attention, matrices, loops, masks, quarters)
+MORE = (
+    *MOVES,
+    expands,
+    splits,
+    gathers,
+    pools,
+    powers,
+    attention,
+    attention,
+    matrices,
+    loops,
+    masks,
+    quarters,
+    lines,
+    regroups,
+    regroups,
+)
 
 
 # ------------------------------------------------------------------ models and inputs
