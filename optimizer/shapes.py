@@ -37,9 +37,10 @@ def infer(graph: Graph) -> bool:
     nodes = list(graph.walk())
     custom = {name for n in nodes if n.domain for name in (t.name for t in n.outputs)}
     model = skeleton(graph, custom)
-    values = [t for t in model.graph.initializer if t.name not in graph.root.overridable]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(values)  # a default is no value: inference would calculate with it
+    if graph.root.overridable:  # a default is no value: inference would calculate with it
+        values = [t for t in model.graph.initializer if t.name not in graph.root.overridable]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(values)
     known: set[str] = set()
     for each in (d for v in model.graph.input for d in v.type.tensor_type.shape.dim):
         if isinstance(named := dim(each), str):
