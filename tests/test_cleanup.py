@@ -34,6 +34,8 @@ def unary(body: str, x: str = "float[N,4] x", y: str = "float[N,4] y", constants
 
 
 LAST = ["Sin"]
+EITHER = """o = If(c) <then_branch = t () => (optional(float[N,4]) p) { p = Optional(x) },
+    else_branch = e () => (optional(float[N,4]) q) { q = Optional(x) }>"""
 EXAMPLES = {
     "identity": Example(
         unary("b = Exp(x)  a = Identity(b)"),
@@ -231,15 +233,16 @@ EXAMPLES = {
         " a = DequantizeLinear(x, s, z)  b = QuantizeLinear(a, t, z)  y = DequantizeLinear(b, s, z) }",
     ),
     "optional-has": Example(
-        "g (float[N,4] x) => (bool y) { b = OptionalHasElement(x)  y = Not(b) }",
-        ["Not"],
-        "g (float[N,4] x) => (bool y) { a = Optional(x)  b = OptionalHasElement(a)  y = Not(b) }",
+        "g (float[N,4] x) => (bool y, bool z) { b = OptionalHasElement(x)  y = Not(b)"
+        " a = Optional(x)  c = OptionalHasElement(a)  z = Or(b, c) }",
+        ["Not", "Or"],
+        f"g (float[N,4] x, bool c) => (bool y) {{ {EITHER} b = OptionalHasElement(o)  y = Not(b) }}",
         opset=18,
     ),
     "optional-get": Example(
-        unary("a = OptionalGetElement(x)"),
+        unary("b = OptionalGetElement(x)  c = Optional(b)  a = OptionalGetElement(c)"),
         LAST,
-        unary("b = Optional(x)  a = OptionalGetElement(b)"),
+        f"g (float[N,4] x, bool c) => (float[N,4] y) {{ {EITHER} a = OptionalGetElement(o)  y = Sin(a) }}",
         opset=18,
     ),
     "one-operand": Example(unary("a = Mean(x)"), LAST, unary("a = Sum(x, x)")),
