@@ -19,8 +19,9 @@ from optimizer.evaluate import Feeds
 from optimizer.graph import Array
 
 Shape = tuple[int | str, ...]
-FLOAT, INT, BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
+FLOAT, DOUBLE, INT, BOOL = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.bool_)
 OPSETS = (11, 13, 17, 18, 20)
+NEWER = (*OPSETS, 23, 24)  # what only the simplifier meets
 AXES_INPUT_SINCE = {"Squeeze": 13, "Unsqueeze": 13, "ReduceSum": 13, "Split": 13}  # others: 18
 
 
@@ -522,7 +523,8 @@ def pools(m: Maker) -> None:
     op, k = m.choose(["MaxPool", "AveragePool"]), m.choose([1, 2])
     if m.chance(0.5):
         x = m.add("Relu", [x], x.shape) if m.chance(0.5) else x
-        pads = [m.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])), *([m.number(0.0)] if m.chance(0.5) else [])]
+        value = m.number(m.choose([0.0, -math.inf])) if m.chance(0.7) else None
+        pads = [m.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])), *([value] if value else [])]
         h, w = h + 2, w + 2
         x = m.add("Pad", [x, *pads], (n, c, h, w))
     attrs: dict[str, Any] = {"count_include_pad": 1} if op == "AveragePool" and m.chance(0.5) else {}
@@ -714,23 +716,71 @@ def quarters(m: Maker) -> None:
     m.add("Conv", [y, m.normal(3, 4 * c, 1, 1, scale=0.3)], (n, 3, h // 2, w // 2))
 
 
-MORE = (
-    *MOVES,
-    expands,
-    splits,
-    gathers,
-    pools,
-    powers,
-    attention,
-    attention,
-    matrices,
-    loops,
-    masks,
-    quarters,
-    lines,
-    regroups,
-    regroups,
-)
+def blocks(m: Maker) -> None:
+    """Blocks of channels become pixels, by either order of the channels."""
+    x = m.pick(4)
+    n, c, h, w = x.shape
+    if not (isinstance(c, int) and isinstance(h, int) and isinstance(w, int)) or c % 4 or max(h, w) > 12:
+        return
+    depth = [2, 2, c // 4]
+    target, perm = ([*depth, h, w], [0, 3, 4, 1, 5, 2]) if m.chance(0.5) else ([*depth[::-1], h, w], [0, 1, 4, 2, 5, 3])
+    y = m.add("Reshape", [x, m.const(np.array([-1, *target]))], (n, *target))
+    y = m.add("Transpose", [y], tuple(y.shape[p] for p in perm), perm=perm)
+    m.add("Reshape", [y, m.const(np.array([-1, c // 4, 2 * h, 2 * w]))], (n, c // 4, 2 * h, 2 * w))
+
+
+def parts_of_shape(m: Maker) -> None:
+    """One dim out of a Shape that begins in the middle or counts from the end."""
+    x = m.pick(m.choose([2, 3, 4]))
+    if m.opset < 15:
+        return
+    start = int(m.rng.integers(-len(x.shape) - 1, len(x.shape)))
+    left = len(x.shape[start:]) if start >= -len(x.shape) else len(x.shape)
+    part = m.add("Shape", [x], (left,), INT, exact=True, start=start)
+    at = int(m.rng.integers(-left, left))
+    size = m.add("Gather", [part, m.const(np.array([at]))], (1,), INT, exact=True)
+    m.add("Mul", [size, m.const(np.array([2]))], (1,), INT, exact=True)
+
+
+def doubles(m: Maker) -> None:
+    """Bounds in float64, which few kernels of older operator sets take."""
+    x = m.pick()
+    low, high = (m.const(np.array(v)) for v in (-0.1, 0.7))
+    y = m.add("Cast", [x], x.shape, DOUBLE, to=TensorProto.DOUBLE)
+    y = m.add("Max", [y, low], x.shape, DOUBLE)
+    m.add("Cast", [m.add("Min", [y, high], x.shape, DOUBLE)], x.shape, to=TensorProto.FLOAT)
+
+
+def targets(m: Maker) -> None:
+    """The largest element and the size of what is expanded to a default that callers may override."""
+    x = m.pick(m.choose([2, 3]))
+    name = m.name()
+    m.initializers.append(numpy_helper.from_array(np.ones(len(x.shape), np.int64), name))
+    m.defaults.append(Value(name, INT, (len(x.shape),)))
+    m.add("Expand", [x, name], x.shape)
+    y = m.values.pop()
+    m.add("ReduceMax", [y], (), keepdims=0)
+    m.add("Cast", [m.add("Size", [y], (), INT, exact=True)], (), exact=True, to=TensorProto.FLOAT)
+
+
+def scans(m: Maker) -> None:
+    """Sums from row to row, and each row scaled by something that does not change."""
+    x = m.pick(2)
+    if x.shape[-1] != 4 or not isinstance(x.shape[0], str):
+        return
+    state, row, total, scale, out = (m.name() for _ in range(5))
+    inner = [helper.make_node("Add", [state, row], [total]), helper.make_node("Tanh", [m.normal(4)], [scale]),
+             helper.make_node("Mul", [row, scale], [out])]  # fmt: skip
+    infos = [_info(Value(name, FLOAT, (4,))) for name in (state, row, total, out)]
+    body = helper.make_graph(inner, "body", infos[:2], infos[2:])
+    ends = [Value(m.name(), FLOAT, (4,)), Value(m.name(), FLOAT, x.shape)]
+    names = [v.name for v in ends]
+    m.nodes.append(helper.make_node("Scan", [m.normal(4), x.name], names, num_scan_inputs=1, body=body))
+    m.values += ends
+
+
+MORE = (*MOVES, expands, splits, gathers, pools, powers, attention, attention, matrices, loops, masks, quarters, lines,
+        regroups, regroups, blocks, parts_of_shape, doubles, targets, scans)  # fmt: skip
 
 
 # ------------------------------------------------------------------ models and inputs
@@ -739,7 +789,8 @@ MORE = (
 def random_model(seed: int, moves: Sequence[Callable[[Maker], None]] = MOVES) -> onnx.ModelProto:
     """The model of a seed: 6 to 21 moves on an image, a sequence, a row of integers and a flag."""
     rng = np.random.default_rng(seed)
-    m = Maker(rng, OPSETS[seed % len(OPSETS)])
+    opsets = OPSETS if moves is MOVES else NEWER
+    m = Maker(rng, opsets[seed % len(opsets)])
     m.inputs = [
         Value("ids", INT, ("N",), True),
         Value("flag", BOOL, (), True),
@@ -797,18 +848,22 @@ def _feed(
     model: onnx.ModelProto, rng: np.random.Generator, binding: Mapping[str, int], special: Sequence[float]
 ) -> Feeds:
     """Normal numbers, every tenth of them one of the special ones, as in integers are those of a size that is
-    special there; a coin for a flag.
+    special there; a coin for a flag. A default is taken or not by another coin; one of integers are sizes.
     """
     whole = [int(v) for v in special if 1e9 <= abs(v) < 2.0**63]
     given = {t.name for t in model.graph.initializer}
     feed: Feeds = {}
-    for info in (v for v in model.graph.input if v.name not in given):
+    for info in model.graph.input:
+        if info.name in given and rng.random() < 0.5:
+            continue
         kind = info.type.tensor_type
         shape = [binding[d.dim_param] if d.dim_param else d.dim_value for d in kind.shape.dim]
         if kind.elem_type == TensorProto.FLOAT:
             values = np.asarray(rng.standard_normal(shape))
             spots = rng.random(shape) < 0.1
             feed[info.name] = np.where(spots, rng.choice(special or [1.0], shape), values).astype(np.float32)
+        elif info.name in given:
+            feed[info.name] = rng.integers(1, 3, shape)
         elif kind.elem_type == TensorProto.BOOL:
             feed[info.name] = np.array(rng.random(shape) < 0.5)
         else:
