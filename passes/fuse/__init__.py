@@ -119,6 +119,7 @@ RULES: tuple[Rule, ...] = (
     attention.attention,
     attention.attention_bias,
     attention.attention_mask,
+    attention.attention_groups,
     rotary.rotary_embedding,
     transpose.transpose_transpose,
     transpose.transpose_reshape,

@@ -10,6 +10,11 @@ it is constant and finite, and otherwise with fast-math. (E19 of the usual catal
 Applied only where it is named. ONNX Runtime 1.31 on the CPU is no faster by it (ViT-S 0.99x, Swin-T 0.99x the speed of
 the parts, within the noise; CPU time of one thread) and refuses empty batches and sequences, and the two products in
 it are hidden from int8.
+
+Where several heads of q share one of k and v, models repeat the latter first. The operator does that itself (Ainslie et
+al. 2023), so what is repeated need not be written: k as [batch, heads, 1, sequence, size], expanded to r in the place
+of 1 and joined to r heads each, is the order in which it reads them. This holds for any Attention there is.
+(S18 of the usual catalogues.)
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from passes.shapes.interpret import Interpreter
 
 DTYPES = ("float16", "float32")
 KEYS = "Transpose(k)"
+REPEATED = "Reshape(Expand(Unsqueeze({0}, *{0}1), *{0}2), *{0}3)"
 SCORES = {
     "": f"MatMul(q, t={KEYS})",
     "s": f"Mul(MatMul(q, t={KEYS}), s)",
@@ -95,3 +101,27 @@ def attention_bias(m: Match, make: Draft) -> Tensor | None:
 @rule(*(f"MatMul(Softmax(Add({scores}, mask)), v)" for scores in SCORES.values()), since=23, fast_math=True)
 def attention_mask(m: Match, make: Draft) -> Tensor | None:
     return _attention(m, make)
+
+
+@rule(f"Attention(q, {REPEATED.format('k')}, {REPEATED.format('v')}, mask?)", since=23)
+def attention_groups(m: Match, make: Draft) -> Tensor | None:
+    facts = Interpreter(m.graph)
+    if not all(_repeats(facts, t, m.root.inputs[place]) for place, t in ((1, m["k"]), (2, m["v"]))):
+        return None
+    return make.node("Attention", m["q"], m["k"], m["v"], m.get("mask"), attrs=m.root.attrs)
+
+
+def _repeats(facts: Interpreter, heads: Tensor, joined: Tensor) -> bool:
+    """True where `joined` is [N, H r, S, D] and repeats each of the H heads r times in a row."""
+    expanded = joined.inputs[0].inputs[0]
+    own, wide, made = (facts.dims(t) for t in (heads, expanded, joined))
+    single = facts.dims(expanded.inputs[0].inputs[0])
+    if own is None or wide is None or len(own) != 4 or len(wide) != 5 or own[1].value is None:
+        return False
+    repeated = wide[2]
+    return (
+        single == [*own[:2], number(1), *own[2:]]
+        and wide == [*own[:2], repeated, *own[2:]]
+        and repeated.value is not None
+        and made == [own[0], own[1] * repeated, *own[2:]]
+    )
