@@ -29,7 +29,7 @@ from passes.cleanup import (
 from passes.cleanup.constants import lift_constants, merge_duplicates
 from passes.cleanup.dead import assume_conditions, drop_dropout, drop_unused_results, take_branches
 from passes.cleanup.hoist import hoist_invariants
-from passes.cleanup.sequences import split_sequences
+from passes.cleanup.sequences import map_sequences, split_sequences
 from passes.cleanup.unroll import unroll_loops
 
 RULES = (
@@ -55,7 +55,7 @@ class Cleanup(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         count = lift_constants(graph) + assume_conditions(graph) + take_branches(graph) + drop_dropout(graph)
-        count += split_sequences(graph)
+        count += split_sequences(graph) + map_sequences(graph)
         count += sum(apply_rules(graph, RULES).values()) + graph.sweep()
         while parted := parts.split_slices(graph) + parts.split_concat(graph):
             count += parted + sum(apply_rules(graph, RULES, infer=False).values()) + graph.sweep()

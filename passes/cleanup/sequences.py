@@ -9,6 +9,9 @@ count from the end; absent it is the end. One out of range is an error of the mo
     ConcatFromSequence([a, b], axis)            Concat(a, b)
     ConcatFromSequence([a, b], axis, new_axis)  Concat(Unsqueeze(a), Unsqueeze(b)): its axis, too, counts the new one
 
+SequenceMap becomes a copy of its body for each element, as many as `unroll` allows. Of its other inputs a sequence gives
+each copy an element, a tensor gives itself.
+
 SplitToSequence cuts an axis of size d into the given sizes, or into pieces of s (the last one may be shorter); without
 sizes into pieces of 1, whose axis goes with keepdims=0. (With sizes keepdims should not count, yet ONNX Runtime minds
 it, so such a node is left alone.) Where all that is asked of the sequence is known, it becomes a Split, or, where at
@@ -25,10 +28,12 @@ import numpy as np
 from optimizer import shapes
 from optimizer.graph import Graph, Node, Tensor
 from optimizer.match import Match
-from optimizer.ops import attribute, scalar
+from optimizer.ops import attribute, is_pure, scalar
 from optimizer.rewrite import Draft, rule
+from passes.cleanup.unroll import NODES, TRIPS
 
 MOST = 256  # elements
+WHOLE = ("ConcatFromSequence", "SequenceMap")  # which read every element
 
 
 def elements(graph: Graph, sequence: Tensor) -> list[Tensor] | None:
@@ -142,9 +147,9 @@ def _wanted(graph: Graph, node: Node, count: int) -> set[int] | None:
     if graph.is_output(sequence) or not sequence.outputs:
         return None
     for reader in sequence.outputs:
-        if reader.domain or reader.op not in ("SequenceAt", "SequenceLength", "ConcatFromSequence"):
+        if reader.domain or reader.op not in ("SequenceAt", "SequenceLength", *WHOLE):
             return None
-        if reader.op == "ConcatFromSequence":
+        if reader.op in WHOLE:
             wanted.update(range(count))
         elif reader.op == "SequenceAt":
             place = _position(graph, reader, 1, count)
@@ -196,3 +201,38 @@ def _squeeze(scope: Graph, node: Node, piece: Tensor, axis: int) -> Tensor:
     axes = [scope.constant(np.array([axis], np.int64), "axes")] if scope.opset >= 13 else []
     scope.add("Squeeze", [piece, *axes], [out], {} if axes else {"axes": [axis]}, before=node)
     return out
+
+
+def map_sequences(graph: Graph) -> int:
+    """Replaces each SequenceMap over known elements by copies of its body; returns how many."""
+    count = 0
+    for scope in reversed(list(graph.scopes())):
+        for node in list(scope.nodes):
+            turns = None if node.op != "SequenceMap" or node.domain else _turns(graph, node)
+            if not turns or len(turns) > TRIPS or not is_pure(node):
+                continue
+            if len(turns) * sum(1 for _ in node.attrs["body"].walk()) > NODES:
+                continue
+            made = [scope.paste(node.attrs["body"], inputs, node) for inputs in turns]
+            outputs = list(node.outputs)
+            node.outputs.clear()
+            for out, elements_of in zip(outputs, zip(*made, strict=True), strict=False):
+                if out.name:
+                    scope.add("SequenceConstruct", elements_of, [out], name=node.name, before=node)
+            scope.remove(node)
+            count += 1
+    return count
+
+
+def _turns(graph: Graph, node: Node) -> list[list[Tensor]] | None:
+    """What each copy of a SequenceMap's body reads, where the elements are known."""
+    first = elements(graph, node.inputs[0])
+    if not first:
+        return None
+    columns = [first]
+    for tensor in node.inputs[1:]:
+        known = [tensor] * len(first) if tensor.dtype is not None else elements(graph, tensor)
+        if known is None or len(known) != len(first):
+            return None
+        columns.append(known)
+    return [list(row) for row in zip(*columns, strict=True)]
