@@ -285,7 +285,8 @@ def _types(drafted: Drafted, graph: Graph, kinds: tuple[Kind | None, ...]) -> Se
 @lru_cache(1 << 10)
 def _remembered(op: str, attrs: Any, opset: int, kinds: tuple[Kind | None, ...]) -> Sequence[onnx.TypeProto | None]:
     inputs = tuple(None if kind is None else Variable("any", *kind) for kind in kinds)
-    return _inferred(Drafted(op, inputs, (Variable("one"),), dict(attrs), ""), opset, kinds, {})
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in attrs}
+    return _inferred(Drafted(op, inputs, (Variable("one"),), given, ""), opset, kinds, {})
 
 
 def _inferred(

@@ -274,4 +274,5 @@ def test_cost_is_linear(ctx: Context) -> None:
         return time.process_time() - start
 
     seconds(100)
-    assert seconds(8000) < 60 * max(seconds(400), 0.02)
+    small, large = (min(seconds(length) for _ in range(3)) for length in (400, 8000))  # of three: machines have moods
+    assert large < 60 * max(small, 0.02)

@@ -54,9 +54,9 @@ def test_every_rule_has_a_case_where_it_fires_and_one_where_nothing_does() -> No
 def test_rules_have_names_of_their_own_and_say_from_which_operator_set_on() -> None:
     assert len(set(NAMES)) == len(NAMES)
     assert {rule.name: rule.since for rule in RULES if rule.since > 1} == {
-        "hard-swish": 14, "shape-slice": 15, "shape-gather": 15, "concat-shape": 15, "layer-norm": 17, "mish": 18,
-        "gelu": 20, "gelu-tanh": 20, "group-norm": 21, "rms-norm": 23, "attention": 23, "attention-bias": 23,
-        "attention-mask": 23, "attention-groups": 23, "rotary-embedding": 23, "swish": 24,
+        "depth-to-space": 11, "hard-swish": 14, "shape-slice": 15, "shape-gather": 15, "concat-shape": 15,
+        "layer-norm": 17, "mish": 18, "gelu": 20, "gelu-tanh": 20, "group-norm": 21, "rms-norm": 23, "attention": 23,
+        "attention-bias": 23, "attention-mask": 23, "attention-groups": 23, "rotary-embedding": 23, "swish": 24,
     }  # fmt: skip
 
 

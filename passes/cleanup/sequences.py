@@ -9,8 +9,8 @@ count from the end; absent it is the end. One out of range is an error of the mo
     ConcatFromSequence([a, b], axis)            Concat(a, b)
     ConcatFromSequence([a, b], axis, new_axis)  Concat(Unsqueeze(a), Unsqueeze(b)): its axis, too, counts the new one
 
-SequenceMap becomes a copy of its body for each element, as many as `unroll` allows. Of its other inputs a sequence gives
-each copy an element, a tensor gives itself.
+SequenceMap becomes a copy of its body for each element, as many as `unroll` allows. Of its other inputs a sequence
+gives each copy an element, a tensor gives itself.
 
 SplitToSequence cuts an axis of size d into the given sizes, or into pieces of s (the last one may be shorter); without
 sizes into pieces of 1, whose axis goes with keepdims=0. (With sizes keepdims should not count, yet ONNX Runtime minds
