@@ -4,6 +4,10 @@ Exporters write wrong shapes for outputs and intermediate values (one zoo model 
 so only graph inputs, constants and the operators' own rules are believed; what a loop's body declares of its inputs
 is not (a carried value may change its shape). Nodes of unknown domains keep the declared shapes: nothing better is
 known about them.
+
+Known limit: where a Reshape takes a symbol from another tensor's Shape, onnx's inference gives that symbol to its
+result. A size of 0 there copies the source's dim instead, so for an input of size 0 beside one that is not (x of [M, 6]
+as the Shape of y of [N, 6], N = 0) the symbol is wrong, and so may be what is concluded from it.
 """
 
 from __future__ import annotations
