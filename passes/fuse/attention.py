@@ -7,9 +7,8 @@ and a mask must have as many rows and columns as the scores. k^T must be a Trans
 none). A row whose mask is -inf throughout is NaN by the parts and zero by the operator; so a mask is taken only where
 it is constant and finite, and otherwise with fast-math. (E19 of the usual catalogues.)
 
-Applied only where it is named. ONNX Runtime 1.31 on the CPU is no faster by it (ViT-S 0.99x, Swin-T 0.99x the speed of
-the parts, within the noise; CPU time of one thread) and refuses empty batches and sequences, and the two products in
-it are hidden from int8.
+Applied only where it is named. ONNX Runtime 1.31 on the CPU is no faster by it (`python -m benchmarks.contrib`) and
+refuses empty batches and sequences, and the two products in it are hidden from int8.
 
 Where several heads of q share one of k and v, models repeat the latter first. The operator does that itself (Ainslie et
 al. 2023), so what is repeated need not be written: k as [batch, heads, 1, sequence, size], expanded to r in the place

@@ -7,8 +7,8 @@ follows, as GroupNormalization takes them; w and b have one value for each chann
 channels, [0, G, -1] or the same in numbers, and the second must give back the shape of x. (E17 of the usual
 catalogues.)
 
-Applied only where it is named: ONNX Runtime's CPU has no kernel for it and runs the operator's function body, at 0.64x
-the speed of the parts (320 channels of 32 x 32 in 32 groups, one thread).
+Applied only where it is named: ONNX Runtime's CPU has no kernel for it and runs the operator's function body, which is
+slower than the parts.
 """
 
 from __future__ import annotations
