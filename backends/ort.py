@@ -35,8 +35,8 @@ class OrtBackend(FileBackend):
     def lower(self, graph: Graph) -> None:
         """Nothing: what pays among the runtime's own operators (BiasGelu, FusedMatMul) it makes itself at load.
 
-        SkipLayerNormalization, Attention and MultiHeadAttention make no transformer faster than the portable file
-        (version 1.31, `python -m benchmarks.contrib`), and are com.microsoft nodes that no pass can look into.
+        SkipLayerNormalization, Attention and MultiHeadAttention make no transformer clearly faster than the portable
+        file (version 1.31, `python -m benchmarks.contrib`), and are com.microsoft nodes that no pass can look into.
         """
 
     @contextmanager
