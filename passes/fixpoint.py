@@ -58,8 +58,8 @@ class Fixpoint(Pass):
 @contextmanager
 def _patient(graph: Graph) -> Iterator[None]:
     """What rewriting lets inference find is looked for when nothing else is left: most often there is nothing."""
-    graph.patient = True
+    before, graph.patient = graph.patient, True  # one fixpoint may stand in another
     try:
         yield
     finally:
-        graph.patient = False
+        graph.patient = before
